@@ -1,0 +1,35 @@
+# Two commands: `make run` (the main job, on real data) and `make test` (lint, types, tests).
+# Both install into .venv first, from the pinned constraints.txt, and only when something changed.
+
+OUT ?= experiment
+CONSTRAINTS ?= constraints.txt
+# python3.11 first: the pinned torch has a CPU wheel for it.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+
+.PHONY: run test test-slow install clean
+
+run: install
+	$(BIN)/brittle run --out $(OUT)
+
+test: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/pytest -m slow
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "brittle needs Python 3.11 or newer; found $$(python3 --version 2>&1 || echo none); set PYTHON=" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,1 @@
+"""What reads results: statistics, replay and the page."""

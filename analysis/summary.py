@@ -1,0 +1,57 @@
+"""One run in one row of numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from analysis.statistics import Rate
+from workers.results import Status
+
+__all__ = ["Summary", "summarise"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to.
+
+    Attributes:
+        counts: rows by status.
+        success: successes among the rows whose image was searched to an end.
+        l0, l2, linf: medians over the successes, None without any.
+        queries: median over the searched rows, None without any.
+        seconds: worker time in all.
+    """
+
+    counts: Mapping[Status, int]
+    success: Rate
+    l0: float | None
+    l2: float | None
+    linf: float | None
+    queries: float | None
+    seconds: float
+
+
+def summarise(table: pa.Table) -> Summary:
+    """Summarises the rows of one run."""
+    status = table["status"].cast(pa.string())
+    counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
+    ended = [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED]
+    successes = table.filter(table["success"])
+    searched = table.filter(pc.is_in(status, pa.array([str(name) for name in ended])))
+    return Summary(
+        counts=counts,
+        success=Rate(len(successes), len(searched)),
+        l0=_median(successes["l0"]),
+        l2=_median(successes["l2"]),
+        linf=_median(successes["linf"]),
+        queries=_median(searched["queries"]),
+        seconds=pc.sum(table["seconds"]).as_py() or 0.0,
+    )
+
+
+def _median(column: Any) -> float | None:
+    return float(np.median(column.to_numpy())) if len(column) else None

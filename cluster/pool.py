@@ -1,0 +1,109 @@
+"""The pool of search actors: created once for a model, used by one search after another."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.session import Session
+from workers.actor import SearchActor
+from workers.errors import WrongInput
+
+if TYPE_CHECKING:
+    from workers.models.loading import ModelRecipe
+
+__all__ = ["Resources", "SearchPool", "start_pool"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many actors, and what each is given.
+
+    Attributes:
+        workers: actors; None fills the cluster.
+        cpus: processors for each, which is also torch's threads.
+        gpus: GPUs for each, fractions allowed; None means one where the cluster has any.
+    """
+
+    workers: int | None = None
+    cpus: float = 1
+    gpus: float | None = None
+
+    @property
+    def threads(self) -> int:
+        """torch's threads in an actor."""
+        return max(1, int(self.cpus))
+
+
+@dataclass(frozen=True)
+class SearchPool:
+    """Actors that answer, all with the same model on the same kind of device.
+
+    Attributes:
+        actors: handles of `SearchActor`.
+        device: ``cpu`` or ``cuda``.
+        model: the reference to the shared model, held so that a restarted actor finds it.
+    """
+
+    actors: tuple[Any, ...]
+    device: str
+    model: Any
+
+    def probe(self, folder: Path) -> None:
+        """Makes sure that what each actor writes into a folder is what the driver reads there.
+
+        Raises:
+            WrongInput: when the folder is not one that driver and actors share.
+        """
+        import ray
+
+        for number, actor in enumerate(self.actors):
+            path, token = folder / f".probe-{number}.tmp", secrets.token_hex(8)
+            try:
+                ray.get(actor.probe.remote(path, token))
+                seen = path.read_text()
+            except (OSError, ray.exceptions.RayTaskError) as error:
+                raise WrongInput(
+                    f"--out {folder.parent}: not a folder that workers and driver share: {error}"
+                ) from None
+            if seen != token:
+                raise WrongInput(f"--out {folder.parent}: a worker writes to a folder of another machine")
+            path.unlink()
+
+    def stop(self) -> None:
+        """Ends the actors, whatever they are doing."""
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+
+
+def start_pool(session: Session, resources: Resources, model: "ModelRecipe") -> SearchPool:
+    """Starts the actors; the model's weights go once into the object store.
+
+    Raises:
+        WrongInput: when the session's own machine cannot hold one actor, or actors land on unlike devices.
+    """
+    import ray
+
+    gpus = resources.gpus if resources.gpus is not None else float(session.gpus > 0)
+    if session.local and gpus > session.gpus:
+        raise WrongInput(f"--gpus-per-worker {gpus:g}: this machine has {session.gpus:g} GPUs")
+    if session.local and resources.cpus > session.cpus:
+        raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
+    room = session.cpus // resources.cpus if resources.cpus else session.cpus
+    if gpus:
+        room = min(room, session.gpus / gpus)
+    room = max(1, int(room))
+    workers = resources.workers or room
+    if session.local and workers > room:
+        raise WrongInput(f"--workers {workers}: this machine has room for {room} of this size")
+    # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
+    options = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
+    remote = ray.remote(**options)(SearchActor)
+    shared = ray.put(model)
+    actors = tuple(remote.remote([shared], resources.threads, f"worker-{number}") for number in range(workers))
+    devices = set(ray.get([actor.ping.remote() for actor in actors]))
+    if len(devices) > 1:
+        raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
+    return SearchPool(actors, devices.pop(), shared)

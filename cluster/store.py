@@ -1,0 +1,190 @@
+"""A run's folder: the frozen plan, the parts, and who may write there."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from workers.errors import WrongInput
+from workers.results import sync_folder, write_part
+
+__all__ = ["Plan", "RunFolder"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is, resolved once and frozen in its folder.
+
+    Attributes:
+        frozen: what a later start must agree with, field by field: attack and parameters, seed, selection of
+            images, content hashes of model, data and code, device, threads, block and batch.
+        recorded: what is only written down: names and paths, versions.
+        ids: int64 ``[n]``, image ids in the order of the plan.
+        targets: int64 ``[n]``, None when untargeted.
+        shard_size: rows a shard; shard i holds rows i·size to (i + 1)·size.
+    """
+
+    frozen: dict[str, Any]
+    recorded: dict[str, Any]
+    ids: np.ndarray
+    targets: np.ndarray | None
+    shard_size: int
+
+    @property
+    def shards(self) -> int:
+        """The number of shards."""
+        return -(-len(self.ids) // self.shard_size)
+
+    def rows(self, shard: int) -> slice:
+        """The rows of a shard."""
+        return slice(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.ids)))
+
+
+class RunFolder:
+    """A run on disk: ``run.json``, ``plan.parquet`` and ``parts/part-*.parquet``.
+
+    Args:
+        path: the folder, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.parts = path / "parts"
+
+    @property
+    def exists(self) -> bool:
+        """Whether a plan is frozen here."""
+        return (self.path / "run.json").is_file()
+
+    def require_usable(self) -> None:
+        """Refuses a path that holds something else.
+
+        Raises:
+            WrongInput: when it is a file, or a folder with other things in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise WrongInput(f"--out {self.path}: exists and is not a folder")
+        ours = {"plan.parquet", "parts", ".lock"}
+        if self.path.exists() and not self.exists and {entry.name for entry in self.path.iterdir()} - ours:
+            raise WrongInput(f"--out {self.path}: exists and is not a run's folder")
+
+    def create(self, plan: Plan) -> None:
+        """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent."""
+        self.parts.mkdir(parents=True, exist_ok=True)
+        columns: dict[str, Any] = {"image_id": plan.ids}
+        columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
+        schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
+        write_part(pa.table(columns, schema=schema), self.path / "plan.parquet", str(os.getpid()))
+        content = {
+            "frozen": plan.frozen,
+            "recorded": plan.recorded,
+            "shard_size": plan.shard_size,
+            "rows": len(plan.ids),
+        }
+        temporary = self.path / f".run.json.{os.getpid()}.tmp"
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.replace(self.path / "run.json")
+        sync_folder(self.path)
+
+    def plan(self) -> Plan:
+        """Reads the frozen plan.
+
+        Raises:
+            WrongInput: when there is none, or it is broken.
+        """
+        if not self.exists:
+            raise WrongInput(f"{self.path}: not a run's folder (it has no run.json)")
+        try:
+            content = json.loads((self.path / "run.json").read_text())
+            table = pq.read_table(self.path / "plan.parquet")
+            ids, targets = table["image_id"].to_numpy(), table["target"]
+            plan = Plan(
+                content["frozen"],
+                content["recorded"],
+                ids,
+                None if targets.null_count else targets.to_numpy().astype(np.int64),
+                content["shard_size"],
+            )
+            if len(ids) != content["rows"]:
+                raise ValueError(f"run.json says {content['rows']} rows, plan.parquet has {len(ids)}")
+        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+            raise WrongInput(f"{self.path}: its plan cannot be read: {str(error).splitlines()[0]}") from None
+        return plan
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one driver; the lock ends with the process, even one killed with -9.
+
+        Raises:
+            WrongInput: when another driver holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise WrongInput(f"{self.path}: another brittle is writing to this run") from None
+            yield
+
+    def busy(self) -> bool:
+        """Whether a driver is at work here now."""
+        try:
+            with self.locked():
+                return False
+        except WrongInput:
+            return True
+        except OSError:  # a read-only copy: nobody writes here
+            return False
+
+    def sweep(self) -> None:
+        """Removes the temporary files of processes that were killed; only for the holder of the lock."""
+        for stale in [*self.path.glob(".*.tmp"), *self.parts.glob(".*.tmp")]:
+            with contextlib.suppress(OSError):
+                stale.unlink()
+
+    def part(self, shard: int) -> Path:
+        """The file of a shard's rows."""
+        return self.parts / f"part-{shard:06d}.parquet"
+
+    def done(self, plan: Plan) -> list[int]:
+        """The shards whose part is there with a valid footer and exactly the shard's rows."""
+        return [shard for shard in range(plan.shards) if self._holds(plan, shard)]
+
+    def table(self) -> pa.Table:
+        """All rows written so far, in the order of the plan.
+
+        Raises:
+            WrongInput: when a part cannot be read.
+        """
+        tables = []
+        for path in sorted(self.parts.glob("part-*.parquet")):
+            try:
+                tables.append(pq.read_table(path))
+            except (OSError, pa.ArrowException) as error:
+                raise WrongInput(f"{path}: not a readable part: {str(error).splitlines()[0]}") from None
+        if not tables:
+            raise WrongInput(f"{self.path}: has no results yet")
+        return pa.concat_tables(tables)
+
+    def _holds(self, plan: Plan, shard: int) -> bool:
+        path, rows = self.part(shard), plan.rows(shard)
+        if not path.exists():
+            return False
+        try:
+            keys = pq.read_table(path, columns=["image_id", "target"])
+        except (OSError, pa.ArrowException):
+            return False
+        if not np.array_equal(keys["image_id"].to_numpy(), plan.ids[rows]):
+            return False
+        if plan.targets is None:
+            return bool(keys["target"].null_count == len(keys))
+        return not keys["target"].null_count and np.array_equal(keys["target"].to_numpy(), plan.targets[rows])

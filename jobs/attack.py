@@ -1,0 +1,120 @@
+"""``brittle attack``: search for adversarial images with one attack."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from cyclopts import App, Group, Parameter
+
+from jobs.launch import Selection, Where, WorkerHost, launch
+from jobs.subject import SubjectOptions, load_subject
+from workers.attacks import ATTACKS, Attack
+from workers.errors import WrongInput
+from workers.results import Status
+
+__all__ = ["app"]
+
+app = App(
+    name="attack",
+    help="""Search for adversarial images with one attack, on Ray, into a folder of Parquet parts.
+
+    An interrupted search is resumed by the same command. SPEC.yaml holds `attack: NAME` and any of that
+    attack's flags, without the dashes; flags on the command line override it.
+
+    Examples:
+
+    brittle attack ifgsm --model MODEL --data mnist --label 2 --correct --limit 200 --target 6 --out RUN
+
+    brittle attack jsma --model package.module:function --data images.npz --target all --gamma 0.145 --out RUN
+
+    brittle attack SPEC.yaml --limit 10
+    """,
+)
+
+_IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group("Attack")
+
+
+def _command(kind: type[Attack]) -> Any:
+    def run(
+        *,
+        subject: Annotated[SubjectOptions, Parameter(name="*", group=_IMAGES)],
+        out: Annotated[Path, Parameter(group=_IMAGES)],
+        attack: Annotated[Any, Parameter(name="*", group=_PARAMETERS)] = None,
+        selection: Annotated[Selection | None, Parameter(name="*", group=_TOWARDS)] = None,
+        where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
+    ) -> int:
+        selection, where = selection or Selection(), where or Where()
+        loaded = load_subject(subject)
+        with WorkerHost(where, loaded.recipe) as host:
+            summary = launch(attack or kind(), loaded, selection, out, host)
+        print(f"results in {out}; check them with: brittle verify {out}")
+        return 1 if summary.counts.get(Status.FAILED) else 0
+
+    run.__annotations__["attack"] = Annotated[kind, Parameter(name="*", group=_PARAMETERS)]
+    run.__doc__ = f"""{kind.__doc__}
+
+    Example:
+
+    brittle attack {kind.NAME} --model MODEL --data mnist --correct --limit 100 --out RUN
+
+    Args:
+        out: Folder for the results; a run that is there already is resumed.
+    """
+    return run
+
+
+for _name, _kind in ATTACKS.items():
+    app.command(_command(_kind), name=_name)
+
+
+@app.default
+def from_file(
+    name: Annotated[str, Parameter(name="NAME | SPEC.yaml")],
+    *flags: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
+) -> int:
+    """Runs the attack that a YAML file describes.
+
+    Args:
+        name: An attack's name, or a YAML file with an attack's name and flags.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        raise WrongInput(f"unknown attack {name}: expected one of {', '.join(ATTACKS)}, or a .yaml file")
+    return int(app([*_tokens(path, list(flags))], exit_on_error=False, print_error=False) or 0)
+
+
+def _tokens(path: Path, flags: list[str]) -> list[str]:
+    """The command line that a YAML file stands for, less what the given flags override."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise WrongInput(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise WrongInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("attack"), str):
+        raise WrongInput(f"{path}: expected 'attack: NAME' and that attack's flags")
+    attack = content.pop("attack")
+    if attack not in ATTACKS:
+        raise WrongInput(f"{path}: unknown attack {attack}: expected one of {', '.join(ATTACKS)}")
+    given = {flag.split("=")[0] for flag in flags if flag.startswith("--")}
+    tokens = [attack]
+    for key, value in content.items():
+        flag = "--" + str(key).replace("_", "-")
+        if flag in given or flag.replace("--", "--no-", 1) in given or value is None:
+            continue
+        if isinstance(value, bool):
+            tokens.append(flag if value else flag.replace("--", "--no-", 1))
+        elif isinstance(value, list):
+            tokens.append(f"{flag}={','.join(map(str, value))}")
+        elif isinstance(value, dict):
+            raise WrongInput(f"{path}: {key} must be a value or a list, got a mapping")
+        else:
+            tokens.append(f"{flag}={value}")
+    return tokens + flags
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["attack", *sys.argv[1:]]))

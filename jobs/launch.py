@@ -1,0 +1,350 @@
+"""One search from its options to its parts: resolve, freeze or compare, dispatch, sum up."""
+
+import hashlib
+import platform
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+import workers
+from cluster.pool import Resources, SearchPool, start_pool
+from cluster.queue import ShardFailure, run_shards
+from cluster.session import open_session
+from cluster.store import Plan, RunFolder
+from jobs.progress import progress, say
+from jobs.subject import Subject, numbers
+from workers.actor import Shard
+from workers.attacks.attack import Attack
+from workers.errors import WrongInput
+from workers.results import SCHEMA_VERSION
+
+if TYPE_CHECKING:
+    from analysis.summary import Summary
+    from workers.models.loading import ModelRecipe
+
+__all__ = ["Interrupted", "Selection", "Where", "WorkerHost", "launch", "sentence"]
+
+BLOCK, BATCH = 16, 64
+SHARDS_PER_WORKER = 4
+
+
+class Selection(BaseModel):
+    """Which images are attacked, and towards what."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    label: int | None = Field(None, ge=0, description="Only images of this class.")
+    correct: bool = Field(False, description="Only images that the model classifies correctly.")
+    ids: str = Field("", description="Only these images, as 1,2,3 (positions in the split).")
+    limit: int | None = Field(None, ge=1, description="Only the first N of what the other flags leave.")
+    target: str | None = Field(
+        None, description="A class, all (every other class), random or least-likely; untargeted when absent."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Keys every random draw, together with image, target and attack.")
+    shard_size: int | None = Field(None, ge=1, description="Rows a shard; results do not depend on it.")
+
+
+class Where(BaseModel):
+    """Where the search runs."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    workers: int | None = Field(None, ge=1, description="Search actors; as many as there is room for when absent.")
+    gpus_per_worker: float | None = Field(
+        None, ge=0, description="GPUs an actor, fractions allowed; one where the cluster has GPUs, when absent."
+    )
+    cpus_per_worker: float = Field(1, gt=0, description="Processors an actor, and its torch threads.")
+    address: str | None = Field(None, description="Ray cluster to join; else RAY_ADDRESS, else a local Ray.")
+
+
+class Interrupted(Exception):
+    """The user or the scheduler asked to stop; what is done is kept.
+
+    Args:
+        text: what to tell the user.
+    """
+
+
+class WorkerHost:
+    """Opens Ray and a pool of actors when first needed, and closes them at the end.
+
+    Args:
+        where: the session and its resources.
+        recipe: the model that every actor holds.
+    """
+
+    def __init__(self, where: Where, recipe: "ModelRecipe") -> None:
+        self.where, self._recipe = where, recipe
+        self.resources = Resources(where.workers, where.cpus_per_worker, where.gpus_per_worker)
+        self._stack, self._pool = ExitStack(), None  # type: tuple[ExitStack, SearchPool | None]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._stack.close()
+
+    def pool(self) -> SearchPool:
+        """The pool, started at the first call."""
+        if self._pool is None:
+            session = self._stack.enter_context(open_session(self.where.address))
+            self._pool = start_pool(session, self.resources, self._recipe)
+            self._stack.callback(self._pool.stop)
+            say(f"{len(self._pool.actors)} workers on {self._pool.device}")
+        return self._pool
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The rows of a search: image ids and targets, int64 ``[n]``; targets None when untargeted."""
+
+    ids: np.ndarray
+    targets: np.ndarray | None
+
+
+def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, host: WorkerHost) -> "Summary":
+    """Runs a search into a folder, or what is left of it.
+
+    Raises:
+        WrongInput: for options that do not fit the subject or the run that the folder holds.
+        Interrupted: when stopped; the same command resumes.
+    """
+    folder = RunFolder(out)
+    folder.require_usable()
+    attack.check(subject.dataset.shape, subject.classes)
+    frozen = _frozen(attack, subject, selection, host)
+    if folder.exists:
+        _compare(folder.plan(), frozen, selection, out)
+    resolved = None if folder.exists else _resolve(subject, selection)
+    fresh = not out.exists()
+    try:
+        with folder.locked():
+            folder.sweep()
+            plan = folder.plan() if folder.exists else None
+            done = folder.done(plan) if plan else []
+            if plan is None or len(done) < plan.shards:
+                pool = host.pool()
+                if plan is None:
+                    assert resolved is not None
+                    plan = _plan(
+                        frozen | {"device": pool.device}, subject, selection, resolved, len(pool.actors), attack
+                    )
+                    folder.create(plan)
+                _compare(plan, frozen | {"device": pool.device}, selection, out)
+                pool.probe(folder.parts)
+                _dispatch(attack, subject, plan, folder, done, pool)
+    except WrongInput:
+        if fresh:
+            _forget(folder)
+        raise
+    from analysis.summary import summarise
+
+    summary = summarise(folder.table())
+    print(sentence(attack, selection.target, summary))
+    return summary
+
+
+def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
+    """A run in one line."""
+    goal = "untargeted" if target is None else f"towards {target}"
+    text = f"{attack.NAME} {goal}: success {summary.success}"
+    if summary.success.hits:
+        text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
+    others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted", "certified")]
+    return "; ".join([text, *others])
+
+
+def _dispatch(
+    attack: Attack, subject: Subject, plan: Plan, folder: RunFolder, done: list[int], pool: SearchPool
+) -> None:
+    dataset, finished = subject.dataset, set(done)
+
+    def load(index: int) -> Shard:
+        rows = plan.rows(index)
+        ids = plan.ids[rows]
+        return Shard(
+            index=index,
+            attack=attack,
+            seed=plan.frozen["seed"],
+            ids=ids,
+            images=dataset.images[ids],
+            labels=dataset.labels[ids],
+            targets=None if plan.targets is None else plan.targets[rows],
+            split=dataset.split,
+            block=plan.frozen["block"],
+            batch=plan.frozen["batch"],
+            part=folder.part(index).resolve(),
+            attempt="0",
+        )
+
+    waiting = [index for index in range(plan.shards) if index not in finished]
+    total = sum(len(plan.ids[plan.rows(index)]) for index in waiting)
+    title = attack.NAME if not finished else f"{attack.NAME} (resumed, {len(plan.ids) - total} rows done before)"
+    lost: list[ShardFailure] = []
+    searched = successes = failed = queries = 0
+    seconds = 0.0
+    try:
+        with progress(total, title) as bar:
+            for event in run_shards(pool, waiting, load):
+                if event is None:
+                    bar.advance(0)
+                elif isinstance(event, ShardFailure):
+                    lost.append(event)
+                    say(f"shard {event.index} failed: {event.reason}")
+                else:
+                    finished.add(event.index)
+                    searched, successes = searched + event.searched, successes + event.successes
+                    failed, queries, seconds = failed + event.failed, queries + event.queries, seconds + event.seconds
+                    rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
+                    speed = len(pool.actors) * queries / seconds if seconds else 0
+                    broken = f", {failed} failed" if failed else ""
+                    bar.advance(event.rows, f"{rate}, {_short(speed)} queries/s{broken}")
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted: {len(finished)} of {plan.shards} shards are done in {folder.path}; "
+            "run the same command again to resume"
+        ) from None
+    if lost:
+        raise RuntimeError(
+            f"{len(lost)} of {plan.shards} shards failed (the first: {lost[0].reason}); "
+            "run the same command again to try them again"
+        )
+
+
+def _frozen(attack: Attack, subject: Subject, selection: Selection, host: WorkerHost) -> dict[str, Any]:
+    return {
+        "attack": attack.NAME,
+        "parameters": attack.model_dump(mode="json"),
+        **selection.model_dump(mode="json", exclude={"shard_size"}),
+        "split": subject.dataset.split,
+        "model": subject.recipe.content_hash,
+        "data": subject.data_hash,
+        "code": code_hash(),
+        "schema": SCHEMA_VERSION,
+        "threads": host.resources.threads,
+        "block": BLOCK,
+        "batch": BATCH,
+    }
+
+
+def _compare(plan: Plan, wanted: dict[str, Any], selection: Selection, out: Path) -> None:
+    if selection.shard_size not in (None, plan.shard_size):
+        wanted = wanted | {"shard_size": selection.shard_size}
+    for field, want in wanted.items():
+        have = plan.shard_size if field == "shard_size" else plan.frozen.get(field)
+        if have == want:
+            continue
+        if isinstance(have, dict) and isinstance(want, dict):
+            name = next((key for key in want if have.get(key) != want[key]), None)
+            if name is not None:
+                field, have, want = name, have.get(name), want[name]
+        have, want = (x[:12] + "…" if isinstance(x, str) and len(x) == 64 else x for x in (have, want))
+        raise WrongInput(f"--out {out}: that run has {field} {have}, this start {want}; name another folder")
+
+
+def _resolve(subject: Subject, selection: Selection) -> Resolved:
+    dataset = subject.dataset
+    if selection.label is not None and selection.label >= subject.classes:
+        raise WrongInput(f"--label: the model has classes 0 to {subject.classes - 1}, got {selection.label}")
+    ids = np.array(numbers(selection.ids, int, "--ids"), dtype=np.int64)
+    if len(set(ids.tolist())) != len(ids):
+        raise WrongInput("--ids: an image is named twice")
+    stray = ids[(ids < 0) | (ids >= len(dataset))]
+    if len(stray):
+        raise WrongInput(f"--ids: {dataset.name} has images 0 to {len(dataset) - 1}, got {stray[0]}")
+    if not len(ids):
+        ids = np.arange(len(dataset))
+    if selection.label is not None:
+        ids = ids[dataset.labels[ids] == selection.label]
+    goal = _goal(selection.target, subject.classes)
+    if selection.correct or goal == "least-likely":
+        subject.warn_near_chance()
+    if selection.correct:
+        ids = ids[subject.correct[ids]]
+    ids = ids[: selection.limit]
+    if not len(ids):
+        raise WrongInput("no image is left to attack: --label, --correct and --ids exclude them all")
+    return _with_targets(ids, goal, subject, selection.seed)
+
+
+def _goal(target: str | None, classes: int) -> str | int | None:
+    if target is None or target in ("all", "random", "least-likely"):
+        return target
+    try:
+        number = int(target)
+    except ValueError:
+        raise WrongInput(f"--target: expected a class, all, random or least-likely, got {target}") from None
+    if not 0 <= number < classes:
+        raise WrongInput(f"--target: the model has classes 0 to {classes - 1}, got {number}")
+    return number
+
+
+def _with_targets(ids: np.ndarray, goal: str | int | None, subject: Subject, seed: int) -> Resolved:
+    labels, classes = subject.dataset.labels[ids], subject.classes
+    if goal is None:
+        return Resolved(ids, None)
+    if goal == "all":
+        offsets = np.tile(np.arange(1, classes), len(ids))
+        return Resolved(ids.repeat(classes - 1), (labels.repeat(classes - 1) + offsets) % classes)
+    if goal == "least-likely":
+        return Resolved(ids, subject.extremes[1][ids])
+    if goal == "random":  # keyed by image, so that a target does not depend on which others are attacked
+        offsets = np.array([np.random.default_rng([seed, image]).integers(1, classes) for image in ids.tolist()])
+        return Resolved(ids, (labels + offsets) % classes)
+    return Resolved(ids, np.full(len(ids), goal))
+
+
+def _plan(
+    frozen: dict[str, Any], subject: Subject, selection: Selection, resolved: Resolved, actors: int, attack: Attack
+) -> Plan:
+    even = -(-len(resolved.ids) // (SHARDS_PER_WORKER * actors))
+    recipe, data = subject.recipe, subject.dataset.name
+    recorded = {
+        "model": str(Path(recipe.reference).resolve()) if Path(recipe.reference).exists() else recipe.reference,
+        "weights": str(recipe.weights_path.resolve()) if recipe.weights_path else "",
+        "mean": ",".join(map(str, recipe.mean)),
+        "std": ",".join(map(str, recipe.std)),
+        "data": str(Path(data).resolve()) if Path(data).exists() else data,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    size = selection.shard_size or max(1, min(attack.SHARD_SIZE, even))
+    return Plan(frozen, recorded, resolved.ids, resolved.targets, size)
+
+
+_PACKAGES = ("brittle", "torch", "numpy", "ray", "pyarrow")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from a source tree
+        return "not installed"
+
+
+def code_hash() -> str:
+    """SHA-256 of the source of everything that a worker runs."""
+    root = Path(workers.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _forget(folder: RunFolder) -> None:
+    """Removes what a refused start created."""
+    for path in [folder.path / "run.json", folder.path / "plan.parquet", folder.path / ".lock"]:
+        path.unlink(missing_ok=True)
+    for path in (folder.parts, folder.path):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _short(number: float) -> str:
+    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"

@@ -1,0 +1,77 @@
+"""The command line: gathers the commands, and turns what they raise into exit codes."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+
+from cyclopts import App, CycloptsError
+from pydantic import ValidationError
+
+from jobs.launch import Interrupted
+from jobs.progress import say
+from workers.errors import WrongInput, first_problem
+
+__all__ = ["main"]
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Returns:
+        0 done; 1 it ran and something failed; 2 wrong input, told in one line on standard error; 130 interrupted.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers send it: end as for Ctrl-C
+    try:
+        return (
+            _app()(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False) or 0
+        )
+    except (CycloptsError, ValidationError, WrongInput) as error:
+        say(f"brittle: {_one_line(error)}")
+        return WRONG_INPUT
+    except Interrupted as interruption:
+        say(str(interruption))
+        return INTERRUPTED
+    except KeyboardInterrupt:
+        say("interrupted")
+        return INTERRUPTED
+    except (RuntimeError, OSError) as error:
+        say(f"brittle: failed: {_one_line(error)}")
+        return FAILED
+
+
+def _app() -> App:
+    from jobs import attack, data, report, run, status, train, verify
+
+    app = App(
+        name="brittle",
+        help="Adversarial-attack search and detector evaluation for image classifiers, spread over Ray.",
+        version=_version,
+    )
+    for module in (data, train, attack, verify, status, report, run):
+        app.command(module.app)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("brittle")
+    except PackageNotFoundError:
+        return "from a source tree"
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        return first_problem(error)
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

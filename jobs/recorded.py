@@ -1,0 +1,75 @@
+"""A run that is already on disk, with what it names loaded again."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster.store import Plan, RunFolder
+from jobs.subject import Subject, SubjectOptions, load_subject
+from workers.attacks import ATTACKS, Attack
+from workers.errors import WrongInput
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RecordedRun", "open_run"]
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """A run's folder and plan; its attack, subject and rows are read when asked for."""
+
+    folder: RunFolder
+    plan: Plan
+
+    @property
+    def attack(self) -> Attack:
+        """The attack with the run's parameters.
+
+        Raises:
+            WrongInput: when this version does not know it.
+        """
+        name = self.plan.frozen["attack"]
+        if name not in ATTACKS:
+            raise WrongInput(f"{self.folder.path}: made by an attack unknown here: {name}")
+        return ATTACKS[name](**self.plan.frozen["parameters"])
+
+    def table(self) -> "pa.Table":
+        """The rows that are done."""
+        return self.folder.table()
+
+    def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
+        """Loads the model and data of the run, from where it names them or from elsewhere.
+
+        Raises:
+            WrongInput: when they are absent, or not those of the run.
+        """
+        recorded, frozen = self.plan.recorded, self.plan.frozen
+        split = None if frozen["split"] == "all" else frozen["split"]
+        options = SubjectOptions(
+            model=model or recorded["model"],
+            weights=weights or (Path(recorded["weights"]) if recorded["weights"] else None),
+            data=data or recorded["data"],
+            split=split,
+            mean=recorded["mean"],
+            std=recorded["std"],
+        )
+        subject = load_subject(options)
+        for what, have, want in (
+            ("model", subject.recipe.content_hash, frozen["model"]),
+            ("data", subject.data_hash, frozen["data"]),
+        ):
+            if have != want:
+                name = options.model if what == "model" else options.data
+                raise WrongInput(f"{self.folder.path}: {what} {name} is not the one of this run (its content changed)")
+        return subject
+
+
+def open_run(path: Path) -> RecordedRun:
+    """Opens a run's folder.
+
+    Raises:
+        WrongInput: when it is none, or its plan is broken.
+    """
+    folder = RunFolder(path)
+    return RecordedRun(folder, folder.plan())

@@ -1,0 +1,79 @@
+"""``brittle report``: runs as one self-contained page."""
+
+import sys
+import webbrowser
+from pathlib import Path
+
+from cyclopts import App
+
+from jobs.recorded import RecordedRun, open_run
+from jobs.subject import Subject
+from workers.errors import WrongInput
+
+__all__ = ["app", "write_page"]
+
+app = App(
+    name="report",
+    help="""Write runs of one model and data set as one self-contained HTML page.
+
+    Example:
+
+    brittle report RUN_A RUN_B --out page.html --open
+    """,
+)
+
+
+@app.default
+def report(runs: list[Path], /, *, out: Path = Path("page.html"), open: bool = False) -> int:
+    """
+    Args:
+        runs: Folders of runs; all of one model and one data set.
+        out: The page.
+        open: Show it in the browser.
+    """
+    recorded = [open_run(path) for path in runs]
+    for other in recorded[1:]:
+        for what in ("model", "data", "split"):
+            if other.plan.frozen[what] != recorded[0].plan.frozen[what]:
+                raise WrongInput(f"{other.folder.path}: another {what} than {recorded[0].folder.path}")
+    write_page(recorded, recorded[0].subject(), out)
+    print(f"page in {out}")
+    if open:
+        webbrowser.open(out.resolve().as_uri())
+    return 0
+
+
+def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
+    """Renders runs into one file, whole or not at all.
+
+    Raises:
+        WrongInput: when a run has no rows, or the file cannot be written.
+    """
+    from analysis.page import RunView, render
+
+    views = [
+        RunView(
+            path=run.folder.path,
+            attack=run.attack,
+            target=run.plan.frozen["target"],
+            planned=len(run.plan.ids),
+            table=run.table(),
+        )
+        for run in runs
+    ]
+    html = render(views, subject.recipe, subject.dataset, subject.correct)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html)
+        temporary.replace(out)
+    except OSError as error:
+        raise WrongInput(f"--out {out}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["report", *sys.argv[1:]]))

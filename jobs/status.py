@@ -1,0 +1,46 @@
+"""``brittle status``: how far a run is."""
+
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from jobs.launch import sentence
+from jobs.recorded import open_run
+
+__all__ = ["app"]
+
+app = App(
+    name="status",
+    help="""Show how far a run is and what it has found so far.
+
+    Example:
+
+    brittle status RUN
+    """,
+)
+
+
+@app.default
+def status(run: Path) -> int:
+    """
+    Args:
+        run: The run's folder.
+    """
+    recorded = open_run(run)
+    plan, folder = recorded.plan, recorded.folder
+    done = folder.done(plan)
+    rows = sum(len(plan.ids[plan.rows(shard)]) for shard in done)
+    state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
+    print(f"{run}: {state}, {rows} of {len(plan.ids)} rows, {len(done)} of {plan.shards} shards")
+    if done:
+        from analysis.summary import summarise
+
+        print(sentence(recorded.attack, plan.frozen["target"], summarise(recorded.table())))
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["status", *sys.argv[1:]]))

@@ -1,0 +1,128 @@
+"""What is attacked: a model and a data set, loaded and fitted to each other."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.progress import progress, say
+from workers.errors import WrongInput
+from workers.images import Dataset
+from workers.sources import NAMES, load_data
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from workers.models.loading import ModelRecipe
+
+__all__ = ["Subject", "SubjectOptions", "load_subject", "numbers"]
+
+NEAR_CHANCE = 1.5
+"""A clean accuracy below this many times chance draws a warning."""
+
+
+class SubjectOptions(BaseModel):
+    """Which model, and which images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="Model folder, or package.module:function that returns an nn.Module.")
+    data: str = Field(description=f"{', '.join(NAMES)}, or a path: .npz, .parquet, IDX, a folder of them.")
+    split: str | None = Field(None, description="train or test; test when absent. A single file has no splits.")
+    weights: Path | None = Field(None, description="Safetensors for a model given as module:function.")
+    mean: str = Field("", description="Normalisation put before the model: a mean for each channel, as 0.5,0.5,0.5.")
+    std: str = Field("", description="The standard deviation for each channel.")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and a data set that fit.
+
+    Attributes:
+        recipe: the model as it travels.
+        model: the model in this process, on the CPU.
+        dataset: the images.
+        classes: the model's number of classes.
+    """
+
+    recipe: "ModelRecipe"
+    model: "nn.Module"
+    dataset: Dataset
+    classes: int
+
+    @cached_property
+    def data_hash(self) -> str:
+        """The data set's content hash."""
+        return self.dataset.content_hash()
+
+    @cached_property
+    def extremes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The most and the least likely class of every image, int64 ``[N]`` each."""
+        import torch
+
+        from workers.evaluation.dense import DenseEvaluator
+
+        evaluator, most, least = DenseEvaluator(self.model), [], []
+        with progress(len(self.dataset), "clean predictions") as bar:
+            for start in range(0, len(self.dataset), 1024):
+                logits = evaluator.logits(torch.tensor(self.dataset.images[start : start + 1024]))
+                most.append(logits.argmax(dim=1).numpy())
+                least.append(logits.argmin(dim=1).numpy())
+                bar.advance(len(logits))
+        return np.concatenate(most), np.concatenate(least)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool ``[N]``: which images the model classifies as labelled."""
+        return self.extremes[0] == self.dataset.labels
+
+    def warn_near_chance(self) -> None:
+        """Says so when the clean accuracy is near chance."""
+        accuracy = float(self.correct.mean())
+        if accuracy < NEAR_CHANCE / self.classes:
+            say(
+                f"warning: clean accuracy on {self.dataset.name} is {accuracy:.1%}, near chance; "
+                "a model that expects normalised images needs --mean and --std"
+            )
+
+
+def load_subject(options: SubjectOptions) -> Subject:
+    """Loads model and data.
+
+    Raises:
+        WrongInput: when one is wrong, or they do not fit.
+    """
+    dataset = load_data(options.data, options.split, say=say)
+    import torch
+
+    from workers.models.loading import check_model, read_model
+
+    torch.set_num_threads(1)  # as in the actors: the bits of a prediction should not depend on where it was made
+    recipe = read_model(
+        options.model,
+        weights=options.weights,
+        mean=numbers(options.mean, float, "--mean"),
+        std=numbers(options.std, float, "--std"),
+    )
+    if recipe.mean and len(recipe.mean) not in (1, dataset.shape[0]):
+        raise WrongInput(f"--mean: images have {dataset.shape[0]} channels, got {len(recipe.mean)} numbers")
+    model = recipe.build()
+    return Subject(recipe, model, dataset, check_model(model, dataset))
+
+
+def numbers(text: str, kind: type[Any], flag: str) -> tuple[Any, ...]:
+    """Reads numbers separated by commas; empty text is none.
+
+    Raises:
+        WrongInput: naming the flag.
+    """
+    try:
+        values = tuple(kind(part) for part in text.split(",")) if text.strip() else ()
+    except ValueError:
+        raise WrongInput(f"{flag}: expected numbers separated by commas, got {text!r}") from None
+    if any(value != value or abs(value) == float("inf") for value in values):
+        raise WrongInput(f"{flag}: expected finite numbers, got {text!r}")
+    return values

@@ -1,0 +1,115 @@
+"""``brittle train``: train the seed's CNN, resumably."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter, validators
+
+from jobs.launch import Interrupted
+from jobs.progress import progress, say
+from workers.errors import WrongInput
+from workers.images import Dataset
+from workers.sources import NAMES, load_data
+
+__all__ = ["app", "train_model"]
+
+app = App(
+    name="train",
+    help="""Train the seed's CNN and keep a checkpoint after every epoch.
+
+    Interrupted, or asked for more epochs, the same command goes on from the last checkpoint.
+
+    Examples:
+
+    brittle train --data mnist --out MODEL
+
+    brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20
+    """,
+)
+
+
+@app.default
+def train(
+    *,
+    data: str,
+    out: Path,
+    test_data: str | None = None,
+    epochs: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=10_000))] = 12,
+    seed: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))] = 42,
+    batch_size: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 256,
+    learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1e-3,
+) -> int:
+    """
+    Args:
+        data: mnist, fashion-mnist, digits, or a path; a folder or name gives its train split.
+        out: The model folder.
+        test_data: Images to test on; the data's own test split when absent.
+        epochs: Passes over the training images.
+        seed: Of the initial weights and the order of images.
+        batch_size: Images a step.
+        learning_rate: Adam's.
+    """
+    from workers.training.plain import Recipe
+
+    if learning_rate != learning_rate:
+        raise WrongInput("--learning-rate: expected a number, got nan")
+    if test_data is None and data not in NAMES and Path(data).is_file():
+        raise WrongInput("--data is a single file: give --test-data, or a folder with train and test")
+    training = load_data(data, "train" if test_data is None else None, say=say)
+    test = load_data(test_data or data, "test" if test_data is None else None, say=say)
+    table = train_model(training, test, Recipe(epochs, batch_size, learning_rate, seed), out)
+    print("test images by label (row) and prediction (column):")
+    width = len(str(max(map(max, table)))) + 1
+    for row in table:
+        print("".join(f"{count:{width}d}" for count in row))
+    print(f"model in {out}")
+    return 0
+
+
+def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> list[list[int]]:
+    """Trains into a folder with progress; returns the last epoch's confusion matrix.
+
+    Raises:
+        WrongInput: for data that do not fit, or a folder that holds another training.
+        Interrupted: when stopped; the same command resumes.
+    """
+    import torch
+
+    from workers.training.plain import train as epochs_of
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    steps, confusion = len(training) // recipe.batch_size, None
+    with _interruptible(out), progress(recipe.epochs * steps, "training", "steps") as bar:
+        seen = [0]
+
+        def on_batch(epoch: int, step: int, loss: float) -> None:
+            seen[0] = epoch
+            bar.advance(1, f"epoch {epoch}, loss {loss:.3f}")
+
+        for epoch in epochs_of(training, test, recipe, out, on_batch=on_batch):
+            if epoch.epoch > seen[0]:
+                bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
+            print(f"epoch {epoch.epoch}: loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}", flush=True)
+            confusion = epoch.confusion
+    assert confusion is not None
+    return confusion
+
+
+@contextmanager
+def _interruptible(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted: {out} keeps the finished epochs; run the same command again to resume"
+        ) from None
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["train", *sys.argv[1:]]))

@@ -1,0 +1,68 @@
+"""``brittle verify``: replay every stored image of a run."""
+
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from jobs.progress import progress
+from jobs.recorded import open_run
+
+__all__ = ["app"]
+
+app = App(
+    name="verify",
+    help="""Replay every stored image of a run through its model and compare each row.
+
+    Labels, predictions, confidences, distances, success and the attack's budget are computed anew; floats may
+    differ by 1e-4. Exit code 1 names the first row that differs, or the shards that a run still lacks.
+
+    Example:
+
+    brittle verify RUN
+    """,
+)
+
+
+@app.default
+def verify(run: Path, *, model: str | None = None, weights: Path | None = None, data: str | None = None) -> int:
+    """
+    Args:
+        run: The run's folder.
+        model: Where the run's model is now, if it moved.
+        weights: Where its weights are now, for a model given as module:function.
+        data: Where the run's data is now, if it moved.
+    """
+    recorded = open_run(run)
+    plan, done = recorded.plan, recorded.folder.done(recorded.plan)
+    subject = recorded.subject(model, weights, data)
+    from analysis.replay import first_difference
+
+    rows = 0
+    if done:
+        table = recorded.table()
+        rows = len(table)
+        with progress(rows, "replaying", "rows") as bar:
+            difference = first_difference(
+                table,
+                recorded.attack,
+                subject.dataset,
+                subject.model,
+                block=plan.frozen["block"],
+                batch=plan.frozen["batch"],
+                on_rows=bar.advance,
+            )
+        if difference:
+            print(f"{run}: differs: {difference}")
+            return 1
+    if len(done) < plan.shards:
+        print(f"{run}: {rows} rows agree, but {plan.shards - len(done)} of {plan.shards} shards are not done")
+        return 1
+    print(f"{run}: all {rows} rows agree with the model")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["verify", *sys.argv[1:]]))

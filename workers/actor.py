@@ -1,0 +1,163 @@
+"""The search actor: holds the shared model, searches one shard at a time and writes its part."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ray import ObjectRef
+
+    from workers.attacks.attack import Attack
+    from workers.models.loading import ModelRecipe
+    from workers.results import SearchResult
+
+__all__ = ["SearchActor", "Shard", "ShardSummary"]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The work of one call: images with their labels and targets, and where the part goes.
+
+    Attributes:
+        index: the shard's number in the plan.
+        attack: the method with its parameters.
+        seed: keys the random streams.
+        ids: int64 ``[n]``.
+        images: uint8 ``[n, C, H, W]``.
+        labels: int64 ``[n]``.
+        targets: int64 ``[n]``, None when untargeted.
+        split: the data set's split.
+        block, batch: of the evaluator.
+        part: the file to write.
+        attempt: tells this try's temporary file from another's.
+    """
+
+    index: int
+    attack: "Attack"
+    seed: int
+    ids: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray | None
+    split: str
+    block: int
+    batch: int
+    part: Path
+    attempt: str
+
+
+@dataclass(frozen=True)
+class ShardSummary:
+    """What the driver hears of a finished shard; the rows stay in the part.
+
+    Attributes:
+        index: the shard's number.
+        rows: how many rows the part has.
+        searched: rows whose image was searched to an end.
+        successes: rows with status ``success``.
+        failed: rows with status ``failed``.
+        queries: model evaluations.
+        seconds: wall time in the actor.
+    """
+
+    index: int
+    rows: int
+    searched: int
+    successes: int
+    failed: int
+    queries: int
+    seconds: float
+
+
+class SearchActor:
+    """One process with the model in memory. Ray makes it an actor (`cluster.pool`).
+
+    Args:
+        model: a reference to how to build the model, in a list: Ray would resolve a bare reference itself, and
+            warn that a restart needs it; the pool keeps it alive for as long as the actors.
+        threads: torch's threads, so that actors on one machine do not fight.
+        name: written into the rows.
+    """
+
+    def __init__(self, model: "list[ObjectRef[ModelRecipe]]", threads: int, name: str) -> None:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
+        import ray
+        import torch
+
+        torch.set_num_threads(threads)
+        self.device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") and torch.cuda.is_available() else "cpu"
+        self.model = ray.get(model[0]).build(self.device)
+        self.name = f"{name}@{os.uname().nodename}"
+
+    def ping(self) -> str:
+        """The kind of device the model is on; answers when the actor is ready."""
+        return self.device
+
+    def probe(self, path: Path, token: str) -> None:
+        """Writes a token where parts will go, for the driver to read: both must see one folder."""
+        path.write_text(token)
+
+    def search(self, shard: Shard) -> ShardSummary:
+        """Searches a shard and writes its part whole; a search that raises becomes rows that say so."""
+        from workers.results import Status, write_part
+
+        started = time.perf_counter()
+        results = self._search(shard, np.arange(len(shard.ids)))
+        import pyarrow as pa
+
+        table = pa.concat_tables([result.to_table() for result in results])
+        write_part(table, shard.part, shard.attempt)
+        status = np.concatenate([result.status for result in results])
+        ended = np.isin(status, [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED])
+        return ShardSummary(
+            index=shard.index,
+            rows=len(status),
+            searched=int(ended.sum()),
+            successes=int((status == Status.SUCCESS).sum()),
+            failed=int((status == Status.FAILED).sum()),
+            queries=int(sum(result.queries.sum() for result in results)),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _search(self, shard: Shard, rows: np.ndarray) -> list["SearchResult"]:
+        """Searches rows of a shard together; when that raises, each alone, so that one image fails by itself."""
+        from workers.results import SearchResult
+        from workers.search import search
+
+        options: dict[str, Any] = {"split": shard.split, "seed": shard.seed, "worker": self.name}
+        targets = None if shard.targets is None else shard.targets[rows]
+        try:
+            return [
+                search(
+                    shard.attack,
+                    self.model,
+                    shard.images[rows],
+                    shard.labels[rows],
+                    targets=targets,
+                    ids=shard.ids[rows],
+                    block=shard.block,
+                    batch=shard.batch,
+                    **options,
+                )
+            ]
+        except Exception as error:  # a foreign model may raise anything; the row keeps what it said
+            if len(rows) > 1:
+                return [result for row in rows for result in self._search(shard, np.array([row]))]
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            return [
+                SearchResult.failed(
+                    shard.attack,
+                    shard.ids[rows],
+                    shard.labels[rows],
+                    targets,
+                    shape=shard.images.shape[1:],
+                    reason=reason,
+                    **options,
+                )
+            ]

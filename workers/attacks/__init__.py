@@ -1,0 +1,13 @@
+"""The attacks by name. Importing this package needs no torch, so that ``--help`` answers at once."""
+
+from workers.attacks.attack import Attack
+from workers.attacks.de import DifferentialEvolution
+from workers.attacks.fgsm import FGSM, IterativeFGSM
+from workers.attacks.jsma import JSMA
+
+__all__ = ["ATTACKS", "FGSM", "JSMA", "Attack", "DifferentialEvolution", "IterativeFGSM"]
+
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name(): attack for attack in (FGSM, IterativeFGSM, JSMA, DifferentialEvolution)
+}
+"""Every attack by the name that the command line and the results use."""

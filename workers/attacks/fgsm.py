@@ -1,0 +1,84 @@
+"""The fast gradient sign method, in one step and iterated as in the seed."""
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from workers.attacks.attack import Attack
+
+if TYPE_CHECKING:
+    from workers.results import Distances
+    from workers.search import Batch
+
+__all__ = ["FGSM", "IterativeFGSM"]
+
+
+class FGSM(Attack):
+    """Fast gradient sign method: one step of ε along the sign of the loss gradient.
+
+    Goodfellow, Shlens & Szegedy (2014), "Explaining and harnessing adversarial examples", section 4:
+    η = ε·sign(∇ₓJ(θ, x, y)). Untargeted it raises the label's cross-entropy, targeted it lowers the target's.
+    The step is ⌊255ε⌋ whole levels, so the 8-bit image stays within ε.
+    """
+
+    NAME: ClassVar[str] = "fgsm"
+
+    epsilon: float = Field(0.01, ge=1 / 255, le=1, description="ε, the L∞ size of the step on pixels in [0, 1].")
+
+    @property
+    def levels(self) -> int:
+        """⌊255ε⌋."""
+        return int(255 * self.epsilon + 1e-9)  # 255 · (k / 255) may fall just short of k
+
+    def within(self, moved: "Distances", features: int) -> "np.ndarray":
+        return np.rint(moved.linf * 255) <= self.levels
+
+    def _search(self, batch: "Batch") -> None:
+        import torch
+
+        rows = batch.all_rows
+        _, (gradient,) = batch.vector_jacobian(
+            batch.images, rows, lambda logits, part: [batch.goal.loss_cotangent(logits, part)]
+        )
+        moved = batch.images.to(torch.int16) + self.levels * gradient.sign().to(torch.int16)
+        batch.adversarial = moved.clamp(0, 255).to(torch.uint8)
+        batch.generations += 1
+
+
+class IterativeFGSM(Attack):
+    """Iterated fast gradient sign method in the seed's form: many small steps, no projection.
+
+    Kurakin, Goodfellow & Bengio (2016), "Adversarial examples in the physical world", section 2.2, without
+    its clipping to an ε-ball: the steps themselves bound the change, by steps × step size. The iterate is
+    kept in full precision; an image is done at the first iterate that reaches the goal once rounded to 8 bits.
+    """
+
+    NAME: ClassVar[str] = "ifgsm"
+
+    steps: int = Field(200, ge=1, le=1_000_000, description="Most steps.")
+    step_size: float = Field(0.001, gt=0, le=1, description="Size of a step on pixels in [0, 1].")
+
+    def within(self, moved: "Distances", features: int) -> "np.ndarray":
+        return moved.linf * 255 <= self.steps * self.step_size * 255 + 0.501  # the iterate is rounded once
+
+    def _search(self, batch: "Batch") -> None:
+        import torch
+
+        rows, images = batch.all_rows, batch.images.float().div(255)
+        for step in range(self.steps + 1):
+            logits, (gradient,) = batch.vector_jacobian(
+                images, rows, lambda found, part: [batch.goal.loss_cotangent(found, part)]
+            )
+            rounded = images.mul(255).round().to(torch.uint8)
+            batch.adversarial[rows] = rounded
+            going = torch.ones_like(rows, dtype=torch.bool)
+            hopeful = batch.goal.reached(logits, rows)
+            if hopeful.any():
+                reached = batch.goal.reached(batch.logits(rounded[hopeful], rows[hopeful]), rows[hopeful])
+                going[hopeful] = ~reached
+            rows, images, gradient = rows[going], images[going], gradient[going]
+            if not len(rows) or step == self.steps:
+                return
+            images = (images + self.step_size * gradient.sign()).clamp(0, 1)
+            batch.generations[rows] += 1

@@ -1,0 +1,22 @@
+"""The one error that means: what was given cannot be used."""
+
+from pydantic import ValidationError
+
+__all__ = ["WrongInput", "first_problem"]
+
+
+class WrongInput(ValueError):
+    """Something the user gave is wrong; the message says in one line what was expected and what came.
+
+    The command line prints the message on standard error and ends with exit code 2.
+    """
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic found wrong, in one line that names the flag."""
+    problem = error.errors()[0]
+    name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
+    if problem["type"] == "extra_forbidden":
+        return f"unknown parameter {name}"
+    said = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{name}: {said}, got {problem['input']!r}"

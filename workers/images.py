@@ -1,0 +1,247 @@
+"""The data set type and its readers: ``.npz``, Parquet and IDX files, and folders of them."""
+
+import gzip
+import hashlib
+import math
+import struct
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workers.errors import WrongInput
+
+__all__ = ["MAXIMUM_CLASSES", "Dataset", "read_dataset", "read_idx"]
+
+MAXIMUM_CLASSES = 10_000
+"""Labels at or above this are refused: no image classifier has so many classes, a broken file may."""
+
+_IDX_NAMES = {"train": "train", "test": "t10k"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Labelled 8-bit images.
+
+    Attributes:
+        images: uint8 ``[N, C, H, W]``, 0 to 255.
+        labels: int64 ``[N]``, 0 to the number of classes less one.
+        split: what the source calls this part: ``train``, ``test``, or ``all`` where it has no parts.
+        name: what the user called it: a known name or a path.
+
+    An image's id is its position in the split.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    split: str
+    name: str
+
+    @classmethod
+    def checked(cls, images: Any, labels: Any, *, split: str, name: str) -> "Dataset":
+        """Builds a data set from arrays, adding the channel axis to ``[N, H, W]`` images.
+
+        Raises:
+            WrongInput: for a wrong dtype, shape, length or label range.
+        """
+        images, labels = np.asarray(images), np.asarray(labels)
+        if images.dtype != np.uint8:
+            raise WrongInput(f"{name}: images must be uint8 (0 to 255), got {images.dtype}")
+        if images.ndim == 3:
+            images = images[:, None]
+        if images.ndim != 4:
+            raise WrongInput(f"{name}: images must be N×H×W or N×C×H×W, got shape {images.shape}")
+        if not len(images):
+            raise WrongInput(f"{name}: holds no images")
+        if 0 in images.shape:
+            raise WrongInput(f"{name}: images must have no empty side, got shape {images.shape}")
+        if labels.dtype.kind not in "iu":
+            raise WrongInput(f"{name}: labels must be integers, got {labels.dtype}")
+        if labels.ndim != 1:
+            raise WrongInput(f"{name}: labels must be one number an image, got shape {labels.shape}")
+        if len(images) != len(labels):
+            raise WrongInput(f"{name}: {len(images)} images but {len(labels)} labels")
+        if labels.min() < 0 or labels.max() >= MAXIMUM_CLASSES:
+            raise WrongInput(
+                f"{name}: labels must lie in 0 to {MAXIMUM_CLASSES - 1}, got {labels.min()} to {labels.max()}"
+            )
+        return cls(np.ascontiguousarray(images), labels.astype(np.int64), split, name)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    @property
+    def classes(self) -> int:
+        """The number of classes that the labels speak of: the largest label plus one."""
+        return int(self.labels.max()) + 1
+
+    def content_hash(self) -> str:
+        """SHA-256 of shape, pixels and labels."""
+        digest = hashlib.sha256(repr(self.images.shape).encode())
+        digest.update(self.images.data)
+        digest.update(np.ascontiguousarray(self.labels).data)
+        return digest.hexdigest()
+
+
+def read_dataset(path: Path, split: str | None, *, name: str | None = None) -> Dataset:
+    """Reads labelled images from a file or a folder.
+
+    A file is ``.npz`` (arrays ``images`` and ``labels``), Parquet (columns ``image`` and ``label``) or
+    IDX images (``…images-idx3-ubyte``, the labels beside them). A folder holds two splits: MNIST's four
+    IDX files, or ``train`` and ``test`` as ``.npz`` or ``.parquet``.
+
+    Args:
+        path: the file or folder.
+        split: ``train`` or ``test`` for a folder (``test`` when None); None for a file.
+        name: what errors call it; the path when None.
+
+    Raises:
+        WrongInput: when the file is absent, broken, of an unknown kind, or its content is unusable.
+    """
+    name = name or str(path)
+    if path.is_dir():
+        path, split = _file_of_split(path, split or "test", name)
+    elif not path.exists():
+        raise WrongInput(f"{name}: no such file or folder")
+    elif split not in (None, "all"):
+        raise WrongInput(f"{name}: a single file has no splits, got --split {split}")
+    if path.suffix == ".npz":
+        images, labels = _read_npz(path)
+    elif path.suffix == ".parquet":
+        images, labels = _read_parquet(path)
+    elif "idx" in path.name:
+        images, labels = read_idx(path), read_idx(_labels_beside(path))
+    else:
+        raise WrongInput(f"{name}: expected .npz, .parquet or an IDX file (…-idx3-ubyte), got {path.name}")
+    return Dataset.checked(images, labels, split=split or "all", name=name)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes (gzipped when its name ends in ``.gz``).
+
+    Returns:
+        uint8, of the shape that the header gives.
+
+    Raises:
+        WrongInput: when the file is absent, truncated or not IDX of unsigned bytes.
+    """
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+    except OSError as error:
+        raise WrongInput(f"{path}: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise WrongInput(f"{path}: not a whole gzip file: {error}") from None
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
+        raise WrongInput(f"{path}: not an IDX file of unsigned bytes (magic {raw[:4].hex() or 'absent'})")
+    header = 4 + 4 * raw[3]
+    if len(raw) < header:
+        raise WrongInput(f"{path}: truncated: the header needs {header} bytes, got {len(raw)}")
+    shape = struct.unpack(f">{raw[3]}I", raw[4:header])
+    expected = header + math.prod(shape)
+    if len(raw) != expected:
+        problem = "truncated" if len(raw) < expected else "too long"
+        raise WrongInput(f"{path}: {problem}: shape {shape} needs {expected} bytes, got {len(raw)}")
+    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+
+
+def _file_of_split(folder: Path, split: str, name: str) -> tuple[Path, str]:
+    if split not in _IDX_NAMES:
+        raise WrongInput(f"--split must be train or test, got {split}")
+    idx = f"{_IDX_NAMES[split]}-images-idx3-ubyte"
+    candidates = [idx, f"{idx}.gz", f"{split}.npz", f"{split}.parquet"]
+    for candidate in candidates:
+        if (folder / candidate).exists():
+            return folder / candidate, split
+    raise WrongInput(f"{name}: holds none of {', '.join(candidates)}")
+
+
+def _labels_beside(images: Path) -> Path:
+    name = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    if name == images.name:
+        raise WrongInput(f"{images}: the name of an IDX image file must hold 'images' and 'idx3'")
+    return images.with_name(name)
+
+
+def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            missing = {"images", "labels"} - set(arrays.files)
+            if missing:
+                found = ", ".join(arrays.files) or "nothing"
+                raise WrongInput(f"{path}: needs arrays 'images' and 'labels', holds {found}")
+            return arrays["images"], arrays["labels"]
+    except WrongInput:
+        raise
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise WrongInput(f"{path}: not a readable .npz file: {_first_line(error)}") from None
+
+
+def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise WrongInput(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+    images = _column(table, ("image", "images"), path)
+    labels = _column(table, ("label", "labels"), path)
+    if not len(images):
+        raise WrongInput(f"{path}: holds no images")
+    if images.null_count or labels.null_count:
+        raise WrongInput(f"{path}: columns image and label must have no nulls")
+    shape = table.column("shape")[0].as_py() if "shape" in table.column_names else None
+    return _nested_to_array(images.combine_chunks(), shape, path), labels.to_numpy()
+
+
+def _column(table: Any, names: Sequence[str], path: Path) -> Any:
+    for name in names:
+        if name in table.column_names:
+            return table.column(name)
+    found = ", ".join(table.column_names) or "nothing"
+    raise WrongInput(f"{path}: needs a column '{names[0]}', holds {found}")
+
+
+def _nested_to_array(column: Any, shape: Sequence[int] | None, path: Path) -> np.ndarray:
+    """Turns nested lists of uint8 (or flat ones with a ``shape``) into ``[N, …]`` without Python lists."""
+    import pyarrow as pa
+
+    if isinstance(column, pa.ExtensionArray):  # pyarrow's own fixed-shape tensor carries its shape
+        shape, column = getattr(column.type, "shape", shape), column.storage
+    sides = [len(column)]
+    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_fixed(column.type):
+        lengths = set(column.value_lengths().to_pylist()) if not _is_fixed(column.type) else {column.type.list_size}
+        if len(lengths) != 1 or None in lengths:
+            raise WrongInput(f"{path}: every image must have the same shape")
+        sides.append(lengths.pop())
+        column = column.flatten()
+    if column.type != pa.uint8():
+        raise WrongInput(f"{path}: images must be lists of uint8 (0 to 255), got {column.type}")
+    if len(sides) == 2 and shape is not None:
+        if math.prod(shape) != sides[1]:
+            raise WrongInput(f"{path}: shape {list(shape)} does not hold {sides[1]} values an image")
+        sides[1:] = shape
+    return column.to_numpy(zero_copy_only=False).reshape(sides)
+
+
+def _is_fixed(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_fixed_size_list(kind))
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,1 @@
+"""The networks that brittle knows, and the loading of any other."""

@@ -1,0 +1,253 @@
+"""The one way a search runs: clean predictions, the attack, then success, distances and counts for all attacks."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.attacks.attack import Attack
+from workers.evaluation.dense import DenseEvaluator
+from workers.results import SearchResult, Status, distances
+
+__all__ = ["Batch", "Goal", "search"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What each image of a batch is to be classified as.
+
+    Attributes:
+        labels: int64 ``[B]``, the true classes.
+        targets: int64 ``[B]``, the target classes; None when untargeted.
+    """
+
+    labels: Tensor
+    targets: Tensor | None
+
+    @property
+    def classes(self) -> Tensor:
+        """int64 ``[B]``: the class the search moves towards (targeted) or away from (untargeted)."""
+        return self.labels if self.targets is None else self.targets
+
+    def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """bool ``[n]``: whether the prediction is the target, or not the label.
+
+        Args:
+            logits: ``[n, K]``.
+            rows: int64 ``[n]``, which image of the batch each row of logits belongs to.
+        """
+        hit = logits.argmax(dim=1) == self.classes[rows]
+        return ~hit if self.targets is None else hit
+
+    def loss_cotangent(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """The derivative ``[n, K]``, by the logits, of the loss that the search raises.
+
+        The loss is the cross-entropy of the label (untargeted) or minus that of the target (targeted). The
+        entry of that class is taken as −Σ of the others, which keeps the small probabilities that 1 − p
+        would round to nothing.
+        """
+        chosen = self.classes[rows][:, None]
+        others = logits.softmax(dim=1).scatter(1, chosen, 0)
+        vector = others.scatter(1, chosen, -others.sum(dim=1, keepdim=True))
+        return vector if self.targets is None else -vector
+
+
+class Batch:
+    """The state of one search: what the attack reads, and what it leaves behind.
+
+    Attributes:
+        images: uint8 ``[B, C, H, W]``, the clean images; never written to.
+        goal: what each is to become.
+        classes: the model's number of classes K.
+        adversarial: uint8 ``[B, C, H, W]``, what the attack found; the clean images at first.
+        queries, gradients, generations: int64 ``[B]``, counted a row.
+    """
+
+    def __init__(
+        self, images: Tensor, goal: Goal, classes: int, evaluator: DenseEvaluator, streams: Sequence[Sequence[int]]
+    ) -> None:
+        self.images, self.goal, self.classes = images, goal, classes
+        self.adversarial = images.clone()
+        self.queries, self.gradients, self.generations = (
+            torch.zeros(len(images), dtype=torch.int64, device=images.device) for _ in range(3)
+        )
+        self._evaluator, self._streams = evaluator, streams
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def all_rows(self) -> Tensor:
+        """int64 ``[B]``: 0, 1, …, B − 1."""
+        return torch.arange(len(self), device=self.images.device)
+
+    def logits(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Logits ``[n, K]`` of images ``[n, C, H, W]`` (uint8, or float in [0, 1]), each one a query of its row."""
+        self._count(self.queries, rows, 1)
+        return self._evaluator.logits(images)
+
+    def vector_jacobian(
+        self, images: Tensor, rows: Tensor, cotangents: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Logits ``[n, K]`` and vector–Jacobian products ``[n, C, H, W]``; one query and a gradient a product.
+
+        Args:
+            images: ``[n, C, H, W]``, uint8 or float in [0, 1].
+            rows: int64 ``[n]``, the image of the batch that each belongs to.
+            cotangents: given logits ``[m, K]`` and their rows ``[m]``, returns the vectors, each ``[m, K]``.
+        """
+        logits, products = self._evaluator.gradients(images, lambda found, part: cotangents(found, rows[part]))
+        self._count(self.queries, rows, 1)
+        self._count(self.gradients, rows, len(products))
+        return logits, products
+
+    def draws(self, rows: Tensor) -> list[np.random.Generator]:
+        """A random stream for each row, keyed by (seed, image id, target, attack) and by nothing else."""
+        keys = (self._streams[row] for row in rows.tolist())
+        return [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys]
+
+    def _count(self, counter: Tensor, rows: Tensor, amount: int) -> None:
+        counter.index_add_(0, rows, torch.full_like(rows, amount))
+
+
+def search(
+    attack: Attack,
+    model: nn.Module,
+    images: Any,
+    labels: Any,
+    *,
+    targets: Any = None,
+    ids: Any = None,
+    seed: int = 0,
+    split: str = "all",
+    worker: str = "",
+    block: int = 16,
+    batch: int = 64,
+) -> SearchResult:
+    """Attacks images in this process.
+
+    Args:
+        attack: the method with its parameters.
+        model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``; run in ``eval()`` mode, and left in
+            the mode it came in.
+        images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
+        labels: integers ``[n]`` in 0 to K − 1.
+        targets: one class or ``[n]`` of them; None for an untargeted search.
+        ids: integers ``[n]`` that key the random streams and name the rows; 0, 1, … when None.
+        seed: keys the random streams.
+        split, worker: written into the rows.
+        block, batch: see `DenseEvaluator`.
+
+    Returns:
+        One row an image. An image that the model already misclassifies is not searched (``already_wrong``),
+        nor is one whose target is its label (``skipped``).
+
+    Raises:
+        ValueError: for images, labels or targets of a wrong type, shape or range.
+    """
+    started = time.perf_counter()
+    device = next(model.parameters(), torch.empty(0)).device
+    clean = _eight_bit(images).to(device)
+    count = len(clean)
+    evaluator = DenseEvaluator(model, block=block, batch=batch)
+    with _evaluation_mode(model):
+        clean_logits = evaluator.logits(clean)
+        classes = clean_logits.shape[1]
+        label = _class_numbers("labels", labels, count, classes)
+        target = None if targets is None else _class_numbers("targets", targets, count, classes)
+        id_numbers = np.arange(count) if ids is None else np.asarray(ids, dtype=np.int64)
+        attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), classes)
+
+        status = np.full(count, Status.EXHAUSTED, dtype=object)
+        clean_prediction = clean_logits.argmax(dim=1).cpu().numpy()
+        if target is not None:
+            status[target == label] = Status.SKIPPED
+        status[clean_prediction != label] = Status.ALREADY_WRONG
+        searched = np.flatnonzero(status == Status.EXHAUSTED)
+
+        rows = torch.from_numpy(searched).to(device)
+        goal = Goal(
+            torch.from_numpy(label[searched]).to(device),
+            None if target is None else torch.from_numpy(target[searched]).to(device),
+        )
+        attack_key = int.from_bytes(hashlib.sha256(attack.params_hash.encode()).digest()[:8])
+        keys = [(seed, int(id_numbers[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched]
+        state = Batch(clean[rows], goal, classes, evaluator, keys)
+        if len(searched):
+            attack._search(state)
+        adversarial = clean.clone()
+        adversarial[rows] = state.adversarial
+        logits = evaluator.logits(adversarial)
+    reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
+    status[searched[reached]] = Status.SUCCESS
+
+    counts = np.zeros((3, count), dtype=np.int64)
+    counts[:, searched] = torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
+    stored = adversarial.cpu().numpy()
+    return SearchResult(
+        image_id=id_numbers,
+        source_split=split,
+        label=label,
+        attack=attack.NAME,
+        params_hash=attack.params_hash,
+        target=np.full(count, -1) if target is None else target,
+        seed=seed,
+        status=status,
+        clean_prediction=clean_prediction,
+        adversarial_prediction=logits.argmax(dim=1).cpu().numpy(),
+        clean_confidence=clean_logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
+        adversarial_confidence=logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
+        distances=distances(clean.cpu().numpy(), stored),
+        queries=counts[0],
+        gradients=counts[1],
+        generations=counts[2],
+        seconds=np.full(count, (time.perf_counter() - started) / max(count, 1)),
+        worker=worker,
+        adversarial=stored,
+        error=[None] * count,
+    )
+
+
+def _eight_bit(images: Any) -> Tensor:
+    tensor = images if isinstance(images, Tensor) else torch.tensor(np.asarray(images))
+    if tensor.ndim != 4 or 0 in tensor.shape:
+        raise ValueError(f"images must be [n, C, H, W] and not empty, got shape {list(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return tensor.detach()
+    if not tensor.is_floating_point():
+        raise ValueError(f"images must be uint8 or float in [0, 1], got {tensor.dtype}")
+    levels = tensor.detach() * 255
+    rounded = levels.round()
+    if not bool(((levels - rounded).abs() < 1e-2).all()) or rounded.min() < 0 or rounded.max() > 255:
+        raise ValueError("float images must be multiples of 1/255 in [0, 1]: attacks store what an 8-bit file holds")
+    return rounded.to(torch.uint8)
+
+
+def _class_numbers(what: str, numbers: Any, count: int, classes: int) -> np.ndarray:
+    array = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be integers, got {array.dtype}")
+    if array.ndim == 0 and what == "targets":
+        array = np.full(count, array)
+    if array.shape != (count,):
+        raise ValueError(f"{what} must be one number an image ({count}), got shape {array.shape}")
+    if array.min() < 0 or array.max() >= classes:
+        raise ValueError(f"{what} must lie in 0 to {classes - 1}, got {array.min()} to {array.max()}")
+    return array.astype(np.int64)
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
