@@ -1,4 +1,4 @@
-"""The pool of search actors: created once for a model, used by one search after another."""
+"""The pool of search actors: created once, used by one search after another."""
 
 import secrets
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.session import Session
-from workers.actor import SearchActor
+from workers.actor import SearchActor, SharedModel
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -37,17 +37,21 @@ class Resources:
 
 @dataclass(frozen=True)
 class SearchPool:
-    """Actors that answer, all with the same model on the same kind of device.
+    """Actors that answer, all on the same kind of device.
 
     Attributes:
         actors: handles of `SearchActor`.
         device: ``cpu`` or ``cuda``.
-        model: the reference to the shared model, held so that a restarted actor finds it.
     """
 
     actors: tuple[Any, ...]
     device: str
-    model: Any
+
+    def share(self, model: "ModelRecipe") -> SharedModel:
+        """Puts a model once into the object store, for every actor to build."""
+        import ray
+
+        return SharedModel(model.content_hash, [ray.put(model)])
 
     def probe(self, folder: Path) -> None:
         """Makes sure that what each actor writes into a folder is what the driver reads there.
@@ -78,8 +82,8 @@ class SearchPool:
             ray.kill(actor)
 
 
-def start_pool(session: Session, resources: Resources, model: "ModelRecipe") -> SearchPool:
-    """Starts the actors; the model's weights go once into the object store.
+def start_pool(session: Session, resources: Resources) -> SearchPool:
+    """Starts the actors and waits until each answers.
 
     Raises:
         WrongInput: when the session's own machine cannot hold one actor, or actors land on unlike devices.
@@ -101,9 +105,8 @@ def start_pool(session: Session, resources: Resources, model: "ModelRecipe") -> 
     # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
     options = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
     remote = ray.remote(**options)(SearchActor)
-    shared = ray.put(model)
-    actors = tuple(remote.remote([shared], resources.threads, f"worker-{number}") for number in range(workers))
+    actors = tuple(remote.remote(resources.threads, f"worker-{number}") for number in range(workers))
     devices = set(ray.get([actor.ping.remote() for actor in actors]))
     if len(devices) > 1:
         raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
-    return SearchPool(actors, devices.pop(), shared)
+    return SearchPool(actors, devices.pop())

@@ -1,6 +1,9 @@
 """Starting or joining Ray."""
 
 import os
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +11,8 @@ from dataclasses import dataclass
 from workers.errors import WrongInput
 
 __all__ = ["Session", "open_session"]
+
+CONNECT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,34 @@ def open_session(address: str | None = None) -> Iterator[Session]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     import ray
 
+    # Ray takes SIGTERM for itself and exits with 15; the command line's own handler ends it like Ctrl-C.
+    handler = signal.getsignal(signal.SIGTERM)
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _require_listener(address)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address == "local":
             ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise WrongInput(f"--address {address}: no Ray cluster answers: {first}") from None
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
     try:
         resources = ray.cluster_resources()
         yield Session(address == "local", resources.get("CPU", 0), resources.get("GPU", 0))
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Asks a ``host:port`` for a connection first: Ray itself would try for minutes before it gives up."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host:  # "local" and "auto"
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise WrongInput(f"--address {address}: no Ray cluster answers: {error}") from None

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.errors import WrongInput
-from workers.results import sync_folder, write_part
+from workers.results import require_place, sync_folder, write_part
 
 __all__ = ["Plan", "RunFolder"]
 
@@ -76,6 +76,7 @@ class RunFolder:
         ours = {"plan.parquet", "parts", ".lock"}
         if self.path.exists() and not self.exists and {entry.name for entry in self.path.iterdir()} - ours:
             raise WrongInput(f"--out {self.path}: exists and is not a run's folder")
+        require_place(self.path)
 
     def create(self, plan: Plan) -> None:
         """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent."""
@@ -114,6 +115,8 @@ class RunFolder:
                 None if targets.null_count else targets.to_numpy().astype(np.int64),
                 content["shard_size"],
             )
+            if plan.shard_size < 1:
+                raise ValueError(f"run.json has shard_size {plan.shard_size}")
             if len(ids) != content["rows"]:
                 raise ValueError(f"run.json says {content['rows']} rows, plan.parquet has {len(ids)}")
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:

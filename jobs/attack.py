@@ -46,7 +46,7 @@ def _command(kind: type[Attack]) -> Any:
     ) -> int:
         selection, where = selection or Selection(), where or Where()
         loaded = load_subject(subject)
-        with WorkerHost(where, loaded.recipe) as host:
+        with WorkerHost(where) as host:
             summary = launch(attack or kind(), loaded, selection, out, host)
         print(f"results in {out}; check them with: brittle verify {out}")
         return 1 if summary.counts.get(Status.FAILED) else 0
@@ -100,6 +100,8 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
     given = {flag.split("=")[0] for flag in flags if flag.startswith("--")}
     tokens = [attack]
     for key, value in content.items():
+        if key in ("help", "version"):
+            raise WrongInput(f"{path}: unknown key {key}")
         flag = "--" + str(key).replace("_", "-")
         if flag in given or flag.replace("--", "--no-", 1) in given or value is None:
             continue

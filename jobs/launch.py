@@ -26,7 +26,6 @@ from workers.results import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from analysis.summary import Summary
-    from workers.models.loading import ModelRecipe
 
 __all__ = ["Interrupted", "Selection", "Where", "WorkerHost", "launch", "sentence"]
 
@@ -76,11 +75,10 @@ class WorkerHost:
 
     Args:
         where: the session and its resources.
-        recipe: the model that every actor holds.
     """
 
-    def __init__(self, where: Where, recipe: "ModelRecipe") -> None:
-        self.where, self._recipe = where, recipe
+    def __init__(self, where: Where) -> None:
+        self.where = where
         self.resources = Resources(where.workers, where.cpus_per_worker, where.gpus_per_worker)
         self._stack, self._pool = ExitStack(), None  # type: tuple[ExitStack, SearchPool | None]
 
@@ -94,9 +92,10 @@ class WorkerHost:
         """The pool, started at the first call."""
         if self._pool is None:
             session = self._stack.enter_context(open_session(self.where.address))
-            self._pool = start_pool(session, self.resources, self._recipe)
+            self._pool = start_pool(session, self.resources)
             self._stack.callback(self._pool.stop)
-            say(f"{len(self._pool.actors)} workers on {self._pool.device}")
+            count = len(self._pool.actors)
+            say(f"{count} worker{'s' * (count > 1)} on {self._pool.device}")
         return self._pool
 
 
@@ -122,7 +121,7 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
     if folder.exists:
         _compare(folder.plan(), frozen, selection, out)
     resolved = None if folder.exists else _resolve(subject, selection)
-    fresh = not out.exists()
+    fresh = [path for path in (out, *out.parents) if not path.exists()]
     try:
         with folder.locked():
             folder.sweep()
@@ -141,7 +140,7 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
                 _dispatch(attack, subject, plan, folder, done, pool)
     except WrongInput:
         if fresh:
-            _forget(folder)
+            _forget(folder, fresh)
         raise
     from analysis.summary import summarise
 
@@ -164,12 +163,14 @@ def _dispatch(
     attack: Attack, subject: Subject, plan: Plan, folder: RunFolder, done: list[int], pool: SearchPool
 ) -> None:
     dataset, finished = subject.dataset, set(done)
+    model = pool.share(subject.recipe)
 
     def load(index: int) -> Shard:
         rows = plan.rows(index)
         ids = plan.ids[rows]
         return Shard(
             index=index,
+            model=model,
             attack=attack,
             seed=plan.frozen["seed"],
             ids=ids,
@@ -252,14 +253,13 @@ def _resolve(subject: Subject, selection: Selection) -> Resolved:
     dataset = subject.dataset
     if selection.label is not None and selection.label >= subject.classes:
         raise WrongInput(f"--label: the model has classes 0 to {subject.classes - 1}, got {selection.label}")
-    ids = np.array(numbers(selection.ids, int, "--ids"), dtype=np.int64)
-    if len(set(ids.tolist())) != len(ids):
+    named = numbers(selection.ids, int, "--ids")
+    if len(set(named)) != len(named):
         raise WrongInput("--ids: an image is named twice")
-    stray = ids[(ids < 0) | (ids >= len(dataset))]
-    if len(stray):
+    stray = [image for image in named if not 0 <= image < len(dataset)]
+    if stray:
         raise WrongInput(f"--ids: {dataset.name} has images 0 to {len(dataset) - 1}, got {stray[0]}")
-    if not len(ids):
-        ids = np.arange(len(dataset))
+    ids = np.array(named or range(len(dataset)), dtype=np.int64)
     if selection.label is not None:
         ids = ids[dataset.labels[ids] == selection.label]
     goal = _goal(selection.target, subject.classes)
@@ -337,11 +337,11 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
-def _forget(folder: RunFolder) -> None:
-    """Removes what a refused start created."""
+def _forget(folder: RunFolder, fresh: list[Path]) -> None:
+    """Removes what a refused start created; ``fresh`` are its folder and the parents that were not there."""
     for path in [folder.path / "run.json", folder.path / "plan.parquet", folder.path / ".lock"]:
         path.unlink(missing_ok=True)
-    for path in (folder.parts, folder.path):
+    for path in (folder.parts, *fresh):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
 

@@ -1,5 +1,6 @@
 """The command line: gathers the commands, and turns what they raise into exit codes."""
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("interrupted")
         return INTERRUPTED
     except (RuntimeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            say(f"brittle: {_one_line(error)}")
+            return WRONG_INPUT
         say(f"brittle: failed: {_one_line(error)}")
         return FAILED
 
@@ -50,6 +54,7 @@ def _app() -> App:
         name="brittle",
         help="Adversarial-attack search and detector evaluation for image classifiers, spread over Ray.",
         version=_version,
+        result_action="return_value",
     )
     for module in (data, train, attack, verify, status, report, run):
         app.command(module.app)
@@ -68,8 +73,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    if isinstance(error, ValidationError):
-        return first_problem(error)
+    problem = error.__cause__ if isinstance(error, CycloptsError) else error
+    if isinstance(problem, ValidationError):
+        return first_problem(problem)
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RecordedRun", "open_run"]
 
+_FROZEN = {"attack", "parameters", "target", "split", "model", "data", "block", "batch"}
+_RECORDED = {"model", "weights", "mean", "std", "data"}
+
 
 @dataclass(frozen=True)
 class RecordedRun:
@@ -72,4 +75,8 @@ def open_run(path: Path) -> RecordedRun:
         WrongInput: when it is none, or its plan is broken.
     """
     folder = RunFolder(path)
-    return RecordedRun(folder, folder.plan())
+    plan = folder.plan()
+    lacking = sorted((_FROZEN - set(plan.frozen)) | (_RECORDED - set(plan.recorded)))
+    if lacking:
+        raise WrongInput(f"{path}: its run.json lacks {', '.join(lacking)}")
+    return RecordedRun(folder, plan)

@@ -9,6 +9,7 @@ from cyclopts import App
 from jobs.recorded import RecordedRun, open_run
 from jobs.subject import Subject
 from workers.errors import WrongInput
+from workers.results import require_place
 
 __all__ = ["app", "write_page"]
 
@@ -51,6 +52,9 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
     """
     from analysis.page import RunView, render
 
+    if out.is_dir():
+        raise WrongInput(f"--out {out}: is a folder; expected the name of a page")
+    require_place(out.parent)
     views = [
         RunView(
             path=run.folder.path,

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from cyclopts import App, Group, Parameter, validators
+from cyclopts import App, Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
@@ -16,7 +17,7 @@ from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
 from workers.attacks import FGSM, JSMA, Attack, DifferentialEvolution, IterativeFGSM
 from workers.errors import WrongInput
-from workers.results import Status
+from workers.results import Status, require_place
 from workers.sources import NAMES, load_data
 
 __all__ = ["app"]
@@ -36,7 +37,18 @@ app = App(
     """,
 )
 
-_Positive = Annotated[int, Parameter(validator=validators.Number(gte=1))]
+
+class ExperimentOptions(BaseModel):
+    """The experiment's sizes; the defaults keep it to minutes on two cores."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: int = Field(12, ge=1, le=10_000, description="Training epochs.")
+    label: int = Field(2, ge=0, description="Class of the ten images.")
+    target: int = Field(6, ge=0, description="Class they are to become.")
+    sample: int = Field(100, ge=1, description="Size of the mixed sample.")
+    population: int = Field(400, ge=4, description="Individuals of differential evolution; the seed's is 5000.")
+    generations: int = Field(75, ge=0, description="Its generations; the seed's is 400.")
 
 
 @app.default
@@ -44,55 +56,50 @@ def run(
     *,
     out: Path,
     data: str = "mnist",
-    epochs: _Positive = 12,
-    label: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 2,
-    target: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 6,
-    sample: _Positive = 100,
-    population: Annotated[int, Parameter(validator=validators.Number(gte=4))] = 400,
-    generations: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 75,
+    options: Annotated[ExperimentOptions | None, Parameter(name="*")] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
 ) -> int:
     """
     Args:
         out: Folder for the model, the runs and the page.
         data: mnist, fashion-mnist, digits, or a folder with train and test.
-        epochs: Training epochs.
-        label: Class of the ten images.
-        target: Class they are to become.
-        sample: Size of the mixed sample.
-        population: Individuals of differential evolution; the seed's 5000 takes 70 times as long.
-        generations: Its generations; the seed's is 400.
     """
     from workers.training.plain import Recipe
 
-    started = time.monotonic()
+    sizes, started = options or ExperimentOptions(), time.monotonic()
     if data not in NAMES and Path(data).is_file():
         raise WrongInput("--data is a single file: give a folder with train and test")
-    if label == target:
-        raise WrongInput(f"--target: must differ from --label, got {target} twice")
+    if sizes.label == sizes.target:
+        raise WrongInput(f"--target: must differ from --label, got {sizes.target} twice")
     _require_ours(out)
     training, test = load_data(data, "train", say=say), load_data(data, "test", say=say)
-    train_model(training, test, Recipe(epochs=epochs), out / "model")
+    classes = max(training.classes, test.classes)
+    for flag, number in (("--label", sizes.label), ("--target", sizes.target)):
+        if number >= classes:
+            raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
+    train_model(training, test, Recipe(epochs=sizes.epochs), out / "model")
     say(f"model ready after {time.monotonic() - started:.0f} s")
     subject = load_subject(SubjectOptions(model=str(out / "model"), data=data, split="test"))
-    ten, mixed = _chosen(subject, label, sample)
-    search = DifferentialEvolution(pixels=5, population=population, generations=generations)
-    one_pixel = DifferentialEvolution(pixels=1, population=population, generations=generations)
+    ten, mixed = _chosen(subject, sizes.label, sizes.sample)
+    one_pixel, five_pixels = (
+        DifferentialEvolution(pixels=k, population=sizes.population, generations=sizes.generations) for k in (1, 5)
+    )
+    goal = str(sizes.target)
     plan: list[tuple[str, Attack, str, str | None]] = [
-        ("ten-ifgsm", IterativeFGSM(), ten, str(target)),
-        ("ten-jsma", JSMA(), ten, str(target)),
+        ("ten-ifgsm", IterativeFGSM(), ten, goal),
+        ("ten-jsma", JSMA(), ten, goal),
         ("ten-one-pixel-de", one_pixel, ten, None),
-        ("ten-five-pixel-de", search, ten, None),
+        ("ten-five-pixel-de", five_pixels, ten, None),
         ("mixed-fgsm", FGSM(epsilon=0.1), mixed, None),
-        ("mixed-ifgsm", IterativeFGSM(), mixed, str(target)),
-        ("mixed-jsma", JSMA(), mixed, str(target)),
-        ("mixed-jsma-classes", JSMA(map="classes"), mixed, str(target)),
+        ("mixed-ifgsm", IterativeFGSM(), mixed, goal),
+        ("mixed-jsma", JSMA(), mixed, goal),
+        ("mixed-jsma-classes", JSMA(map="classes"), mixed, goal),
     ]
     broken, folders = 0, []
-    with WorkerHost(where or Where(), subject.recipe) as host:
-        for name, attack, ids, goal in plan:
+    with WorkerHost(where or Where()) as host:
+        for name, attack, ids, towards in plan:
             folder = out / "runs" / name
-            summary = launch(attack, subject, Selection(ids=ids, target=goal), folder, host)
+            summary = launch(attack, subject, Selection(ids=ids, target=towards), folder, host)
             broken += summary.counts.get(Status.FAILED, 0)
             folders.append(folder)
     page = out / "page.html"
@@ -104,8 +111,9 @@ def run(
 def _require_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise WrongInput(f"--out {out}: exists and is not a folder")
-    if out.exists() and any(out.iterdir()) and not (out / "model" / "model.json").exists():
+    if out.exists() and {entry.name for entry in out.iterdir()} - {"model", "runs", "page.html"}:
         raise WrongInput(f"--out {out}: exists and is not the folder of such an experiment")
+    require_place(out)
 
 
 def _chosen(subject: Subject, label: int, sample: int) -> tuple[str, str]:

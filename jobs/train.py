@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter, validators
+from cyclopts import App, Parameter
+from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.launch import Interrupted
 from jobs.progress import progress, say
@@ -32,36 +33,38 @@ app = App(
 )
 
 
+class TrainOptions(BaseModel):
+    """How to train; the defaults are the seed's."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    epochs: int = Field(12, ge=1, le=10_000, description="Passes over the training images.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights and the order of images.")
+    batch_size: int = Field(256, ge=1, description="Images a step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's.")
+
+
 @app.default
 def train(
     *,
     data: str,
     out: Path,
     test_data: str | None = None,
-    epochs: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=10_000))] = 12,
-    seed: Annotated[int, Parameter(validator=validators.Number(gte=0, lt=2**31))] = 42,
-    batch_size: Annotated[int, Parameter(validator=validators.Number(gte=1))] = 256,
-    learning_rate: Annotated[float, Parameter(validator=validators.Number(gt=0, lte=1))] = 1e-3,
+    options: Annotated[TrainOptions | None, Parameter(name="*")] = None,
 ) -> int:
     """
     Args:
         data: mnist, fashion-mnist, digits, or a path; a folder or name gives its train split.
         out: The model folder.
         test_data: Images to test on; the data's own test split when absent.
-        epochs: Passes over the training images.
-        seed: Of the initial weights and the order of images.
-        batch_size: Images a step.
-        learning_rate: Adam's.
     """
     from workers.training.plain import Recipe
 
-    if learning_rate != learning_rate:
-        raise WrongInput("--learning-rate: expected a number, got nan")
     if test_data is None and data not in NAMES and Path(data).is_file():
         raise WrongInput("--data is a single file: give --test-data, or a folder with train and test")
     training = load_data(data, "train" if test_data is None else None, say=say)
     test = load_data(test_data or data, "test" if test_data is None else None, say=say)
-    table = train_model(training, test, Recipe(epochs, batch_size, learning_rate, seed), out)
+    table = train_model(training, test, Recipe(**(options or TrainOptions()).model_dump()), out)
     print("test images by label (row) and prediction (column):")
     width = len(str(max(map(max, table)))) + 1
     for row in table:

@@ -11,12 +11,26 @@ import numpy as np
 
 if TYPE_CHECKING:
     from ray import ObjectRef
+    from torch import nn
 
     from workers.attacks.attack import Attack
     from workers.models.loading import ModelRecipe
     from workers.results import SearchResult
 
-__all__ = ["SearchActor", "Shard", "ShardSummary"]
+__all__ = ["SearchActor", "Shard", "ShardSummary", "SharedModel"]
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """A model in the object store, put there once for all actors.
+
+    Attributes:
+        content_hash: the recipe's.
+        reference: the recipe's reference, in a list so that Ray does not resolve it before the call.
+    """
+
+    content_hash: str
+    reference: "list[ObjectRef[ModelRecipe]]"
 
 
 @dataclass(frozen=True)
@@ -25,6 +39,7 @@ class Shard:
 
     Attributes:
         index: the shard's number in the plan.
+        model: what is attacked.
         attack: the method with its parameters.
         seed: keys the random streams.
         ids: int64 ``[n]``.
@@ -38,6 +53,7 @@ class Shard:
     """
 
     index: int
+    model: SharedModel
     attack: "Attack"
     seed: int
     ids: np.ndarray
@@ -75,28 +91,25 @@ class ShardSummary:
 
 
 class SearchActor:
-    """One process with the model in memory. Ray makes it an actor (`cluster.pool`).
+    """One process that keeps the model in memory between shards. Ray makes it an actor (`cluster.pool`).
 
     Args:
-        model: a reference to how to build the model, in a list: Ray would resolve a bare reference itself, and
-            warn that a restart needs it; the pool keeps it alive for as long as the actors.
         threads: torch's threads, so that actors on one machine do not fight.
         name: written into the rows.
     """
 
-    def __init__(self, model: "list[ObjectRef[ModelRecipe]]", threads: int, name: str) -> None:
+    def __init__(self, threads: int, name: str) -> None:
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
-        import ray
         import torch
 
         torch.set_num_threads(threads)
         self.device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") and torch.cuda.is_available() else "cpu"
-        self.model = ray.get(model[0]).build(self.device)
+        self._model: tuple[str, nn.Module] | None = None
         self.name = f"{name}@{os.uname().nodename}"
 
     def ping(self) -> str:
-        """The kind of device the model is on; answers when the actor is ready."""
+        """The kind of device this actor computes on; answers when the actor is ready."""
         return self.device
 
     def probe(self, path: Path, token: str) -> None:
@@ -125,6 +138,14 @@ class SearchActor:
             seconds=time.perf_counter() - started,
         )
 
+    def _built(self, shared: SharedModel) -> "nn.Module":
+        """The model, built when it is first asked for; only the last one is kept."""
+        import ray
+
+        if self._model is None or self._model[0] != shared.content_hash:
+            self._model = shared.content_hash, ray.get(shared.reference[0]).build(self.device)
+        return self._model[1]
+
     def _search(self, shard: Shard, rows: np.ndarray) -> list["SearchResult"]:
         """Searches rows of a shard together; when that raises, each alone, so that one image fails by itself."""
         from workers.results import SearchResult
@@ -132,11 +153,12 @@ class SearchActor:
 
         options: dict[str, Any] = {"split": shard.split, "seed": shard.seed, "worker": self.name}
         targets = None if shard.targets is None else shard.targets[rows]
+        model = self._built(shard.model)
         try:
             return [
                 search(
                     shard.attack,
-                    self.model,
+                    model,
                     shard.images[rows],
                     shard.labels[rows],
                     targets=targets,

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import math
 import struct
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
 from workers.errors import WrongInput
 
@@ -145,6 +145,8 @@ def read_idx(path: Path) -> np.ndarray:
         raise WrongInput(f"{path}: not a whole gzip file: {error}") from None
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
         raise WrongInput(f"{path}: not an IDX file of unsigned bytes (magic {raw[:4].hex() or 'absent'})")
+    if raw[3] > 4:
+        raise WrongInput(f"{path}: images and labels have at most 4 axes, got {raw[3]}")
     header = 4 + 4 * raw[3]
     if len(raw) < header:
         raise WrongInput(f"{path}: truncated: the header needs {header} bytes, got {len(raw)}")
@@ -176,15 +178,16 @@ def _labels_beside(images: Path) -> Path:
 
 def _read_npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            missing = {"images", "labels"} - set(arrays.files)
-            if missing:
-                found = ", ".join(arrays.files) or "nothing"
+        with path.open("rb") as file:  # opened here, because numpy leaves a broken archive open
+            arrays = np.load(file, allow_pickle=False)
+            names = arrays.files if isinstance(arrays, NpzFile) else ["one array without a name"]
+            if {"images", "labels"} - set(names):
+                found = ", ".join(names) or "nothing"
                 raise WrongInput(f"{path}: needs arrays 'images' and 'labels', holds {found}")
             return arrays["images"], arrays["labels"]
     except WrongInput:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy, zipfile and zlib raise a dozen kinds for foreign or broken files
         raise WrongInput(f"{path}: not a readable .npz file: {_first_line(error)}") from None
 
 
@@ -202,8 +205,8 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise WrongInput(f"{path}: holds no images")
     if images.null_count or labels.null_count:
         raise WrongInput(f"{path}: columns image and label must have no nulls")
-    shape = table.column("shape")[0].as_py() if "shape" in table.column_names else None
-    return _nested_to_array(images.combine_chunks(), shape, path), labels.to_numpy()
+    shapes = table.column("shape") if "shape" in table.column_names else None
+    return _nested_to_array(images.combine_chunks(), shapes, path), labels.to_numpy()
 
 
 def _column(table: Any, names: Sequence[str], path: Path) -> Any:
@@ -214,12 +217,13 @@ def _column(table: Any, names: Sequence[str], path: Path) -> Any:
     raise WrongInput(f"{path}: needs a column '{names[0]}', holds {found}")
 
 
-def _nested_to_array(column: Any, shape: Sequence[int] | None, path: Path) -> np.ndarray:
-    """Turns nested lists of uint8 (or flat ones with a ``shape``) into ``[N, …]`` without Python lists."""
+def _nested_to_array(column: Any, shapes: Any, path: Path) -> np.ndarray:
+    """Turns nested lists of uint8 (or flat ones with a column of shapes) into ``[N, …]`` without Python lists."""
     import pyarrow as pa
 
-    if isinstance(column, pa.ExtensionArray):  # pyarrow's own fixed-shape tensor carries its shape
-        shape, column = getattr(column.type, "shape", shape), column.storage
+    tensor = None
+    if isinstance(column, pa.ExtensionArray):
+        tensor, column = column.type, column.storage
     sides = [len(column)]
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type) or _is_fixed(column.type):
         lengths = set(column.value_lengths().to_pylist()) if not _is_fixed(column.type) else {column.type.list_size}
@@ -229,11 +233,29 @@ def _nested_to_array(column: Any, shape: Sequence[int] | None, path: Path) -> np
         column = column.flatten()
     if column.type != pa.uint8():
         raise WrongInput(f"{path}: images must be lists of uint8 (0 to 255), got {column.type}")
-    if len(sides) == 2 and shape is not None:
-        if math.prod(shape) != sides[1]:
-            raise WrongInput(f"{path}: shape {list(shape)} does not hold {sides[1]} values an image")
-        sides[1:] = shape
-    return column.to_numpy(zero_copy_only=False).reshape(sides)
+    if isinstance(tensor, pa.FixedShapeTensorType):  # pyarrow's own tensor carries its shape
+        sides[1:] = tensor.shape
+    elif len(sides) == 2 and shapes is not None:
+        sides[1:] = _common_shape(shapes.to_pylist(), sides[1], path)
+    pixels = column.to_numpy(zero_copy_only=False)
+    if len(pixels) != math.prod(sides):  # flattening leaves out what lies under a null
+        raise WrongInput(f"{path}: columns image and label must have no nulls")
+    images = pixels.reshape(sides)
+    if isinstance(tensor, pa.FixedShapeTensorType) and tensor.permutation:
+        images = images.transpose(0, *(axis + 1 for axis in tensor.permutation))
+    return images
+
+
+def _common_shape(shapes: Sequence[Any], values: int, path: Path) -> list[int]:
+    """The one shape that all rows of a ``shape`` column give to images of this many values."""
+    shape = shapes[0]
+    if any(other != shape for other in shapes):
+        raise WrongInput(f"{path}: every image must have the same shape")
+    if not isinstance(shape, list) or not all(isinstance(side, int) and side > 0 for side in shape):
+        raise WrongInput(f"{path}: column shape must hold lists of whole numbers above 0, got {shape!r}")
+    if math.prod(shape) != values:
+        raise WrongInput(f"{path}: shape {shape} does not hold {values} values an image")
+    return shape
 
 
 def _is_fixed(kind: Any) -> bool:

@@ -12,10 +12,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from workers.errors import WrongInput
+
 if TYPE_CHECKING:
     from workers.attacks.attack import Attack
 
-__all__ = ["SCHEMA_VERSION", "Distances", "SearchResult", "Status", "distances", "schema", "sync_folder", "write_part"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "Distances",
+    "SearchResult",
+    "Status",
+    "distances",
+    "require_place",
+    "schema",
+    "sync_folder",
+    "write_part",
+]
 
 SCHEMA_VERSION = "1"
 
@@ -254,6 +266,19 @@ def write_part(table: pa.Table, path: Path, attempt: str) -> None:
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def require_place(folder: Path) -> None:
+    """Refuses a folder that cannot be created or written to, before work is spent on what it is to hold.
+
+    Raises:
+        WrongInput: naming what stands in the way.
+    """
+    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not place.is_dir():
+        raise WrongInput(f"--out {folder}: {place} is not a folder")
+    if not os.access(place, os.W_OK):
+        raise WrongInput(f"--out {folder}: {place} cannot be written to")
 
 
 def sync_folder(folder: Path) -> None:

@@ -100,9 +100,9 @@ def _cards(run: RunView, dataset: Dataset, pictures: list[np.ndarray]) -> list[C
     order = {Status.SUCCESS: 0, Status.CERTIFIED: 1, Status.EXHAUSTED: 1}
     status = run.table["status"].cast(pa.string()).to_pylist()
     shown = sorted((order[Status(s)], row) for row, s in enumerate(status) if s in order)[:GALLERY]
-    rows = run.table.take([row for _, row in shown])
-    if not len(rows):
+    if not shown:
         return []
+    rows = run.table.take([row for _, row in shown])
     found, cards = stored_images(rows), []
     for number, row in enumerate(rows.drop_columns(["adversarial"]).to_pylist()):
         clean = dataset.images[row["image_id"]]

@@ -87,7 +87,7 @@ def read_model(
         model.load_state_dict(safetensors.torch.load(state))
     except WrongInput:
         raise
-    except Exception as error:  # whatever a user's function or a foreign file raises, it is wrong input
+    except (Exception, SystemExit) as error:  # whatever a user's function or a foreign file raises: wrong input
         raise WrongInput(f"--model {reference}: {_summary(error)}") from None
     digest = hashlib.sha256(json.dumps([architecture, list(mean), list(std)], sort_keys=True).encode())
     digest.update(_source_of(architecture))
@@ -174,7 +174,7 @@ def _user_function(reference: str) -> Any:
         sys.path.append(here)  # last, so that a user's folder never shadows brittle's own packages
     try:
         function = getattr(importlib.import_module(module_name), function_name, None)
-    except Exception as error:  # an import runs the user's code, which may raise anything
+    except (Exception, SystemExit) as error:  # an import runs the user's code, which may raise anything
         raise WrongInput(f"--model {reference}: cannot import {module_name}: {_summary(error)}") from None
     if not callable(function):
         raise WrongInput(f"--model {reference}: {module_name} has no function '{function_name}'")

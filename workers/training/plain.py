@@ -19,7 +19,7 @@ from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
 from workers.models.cnn import CNN
-from workers.results import sync_folder
+from workers.results import require_place, sync_folder
 
 __all__ = ["Epoch", "Recipe", "train"]
 
@@ -89,7 +89,11 @@ def train(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_
     }
     card = _same_training(folder, card)
     epochs: list[dict[str, Any]] = card["epochs"]
-    yield from (Epoch(**epoch) for epoch in epochs[: recipe.epochs])
+    if len(epochs) > recipe.epochs:
+        raise WrongInput(f"--epochs: {folder} has {len(epochs)} epochs already, got {recipe.epochs}")
+    yield from (Epoch(**epoch) for epoch in epochs)
+    if len(epochs) == recipe.epochs:
+        return
 
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):  # the layers draw from torch's own stream
@@ -139,9 +143,13 @@ def _measure(model: nn.Module, test: Dataset, number: int, loss: float) -> Epoch
 def _same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
     """The folder's own card when it holds epochs of this training, else the given one."""
     path = folder / "model.json"
+    if folder.exists() and not folder.is_dir():
+        raise WrongInput(f"--out {folder}: exists and is not a folder")
     if not path.exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        leftovers = ("epoch-", ".epoch-", ".model.json.")  # of a kill before the first checkpoint was whole
+        if folder.exists() and not all(entry.name.startswith(leftovers) for entry in folder.iterdir()):
             raise WrongInput(f"--out {folder}: exists and is not a model folder")
+        require_place(folder)
         return card
     try:
         found = json.loads(path.read_text())

@@ -1,0 +1,124 @@
+"""A run's folder: plans that read back, parts that count as done, one driver at a time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.store import Plan, RunFolder
+from tests.conftest import random_images, random_model
+from workers.attacks import FGSM
+from workers.errors import WrongInput
+from workers.results import write_part
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def a_plan(count: int = 10, size: int = 4, *, targeted: bool = True) -> Plan:
+    targets = np.arange(count) % 3 if targeted else None
+    return Plan({"attack": "fgsm", "seed": 0}, {"model": "m"}, np.arange(count) * 7, targets, size)
+
+
+def write_shard(folder: RunFolder, plan: Plan, shard: int, *, shift: int = 0) -> None:
+    rows = plan.rows(shard)
+    model, shape, _ = random_model("grey", 50)
+    images = random_images(shape, len(plan.ids[rows]), 51)
+    targets = None if plan.targets is None else plan.targets[rows]
+    labels = np.full(len(images), 3)
+    result = FGSM()(model, images, labels, targets=targets, ids=plan.ids[rows] + shift)
+    write_part(result.to_table(), folder.part(shard), "0")
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_a_plan_reads_back(tmp_path: Path, targeted: bool) -> None:
+    plan, folder = a_plan(targeted=targeted), RunFolder(tmp_path / "run")
+    assert not folder.exists
+    folder.create(plan)
+    found = folder.plan()
+    assert (found.frozen, found.recorded, found.shard_size) == (plan.frozen, plan.recorded, 4)
+    assert np.array_equal(found.ids, plan.ids)
+    assert np.array_equal(found.targets, plan.targets) if targeted else found.targets is None
+    assert [found.rows(shard) for shard in range(found.shards)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+
+
+def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
+    plan, folder = a_plan(), RunFolder(tmp_path)
+    folder.create(plan)
+    for shard in range(3):
+        write_shard(folder, plan, shard)
+    assert folder.done(plan) == [0, 1, 2]
+    whole = folder.part(1).read_bytes()
+    folder.part(1).write_bytes(whole[:-20])
+    assert folder.done(plan) == [0, 2]
+    write_shard(folder, plan, 1, shift=1)
+    assert folder.done(plan) == [0, 2]
+    folder.part(1).write_bytes(folder.part(0).read_bytes())
+    assert folder.done(plan) == [0, 2]
+
+
+def test_broken_plans_are_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(WrongInput, match="it has no"):
+        folder.plan()
+    folder.create(a_plan())
+    (folder.path / "plan.parquet").write_bytes(b"no")
+    with pytest.raises(WrongInput, match="plan cannot be read"):
+        folder.plan()
+    folder.create(a_plan())
+    content = json.loads((folder.path / "run.json").read_text())
+    for broken in ("{", json.dumps({**content, "rows": 11}), json.dumps({"frozen": {}})):
+        (folder.path / "run.json").write_text(broken)
+        with pytest.raises(WrongInput, match="plan cannot be read"):
+            folder.plan()
+
+
+def test_other_folders_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(WrongInput, match="not a run's folder"):
+        RunFolder(tmp_path).require_usable()
+    with pytest.raises(WrongInput, match="not a folder"):
+        RunFolder(tmp_path / "mine.txt").require_usable()
+    RunFolder(tmp_path / "absent").require_usable()
+
+
+def test_sweep_takes_temporary_files_only(tmp_path: Path) -> None:
+    plan, folder = a_plan(), RunFolder(tmp_path)
+    folder.create(plan)
+    write_shard(folder, plan, 0)
+    stale = [
+        folder.parts / ".part-000001.parquet.0.tmp",
+        folder.path / ".run.json.7.tmp",
+        folder.parts / ".probe-0.tmp",
+    ]
+    for path in stale:
+        path.write_bytes(b"half")
+    folder.sweep()
+    assert not any(path.exists() for path in stale)
+    assert folder.done(plan) == [0]
+
+
+HOLD = """
+import pathlib, sys, time
+from cluster.store import RunFolder
+with RunFolder(pathlib.Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_driver_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert folder.busy()
+        with pytest.raises(WrongInput, match="another brittle"), folder.locked():
+            pass
+        other.kill()
+    assert not folder.busy()
+    with folder.locked():
+        assert (tmp_path / ".lock").exists()

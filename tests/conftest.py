@@ -1,0 +1,82 @@
+"""Real data and a real model, made once a session."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from workers.evaluation.dense import DenseEvaluator
+from workers.images import Dataset
+from workers.models.cnn import CNN
+from workers.models.loading import read_model
+from workers.sources import load_data
+from workers.training.plain import Recipe, train
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Dataset:
+    return load_data("mnist", "test")
+
+
+@pytest.fixture(scope="session")
+def mnist_folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
+    """The seed's CNN after two epochs on the 60,000 training images."""
+    folder = tmp_path_factory.mktemp("models") / "mnist"
+    torch.set_num_threads(2)
+    epochs = list(train(load_data("mnist", "train"), mnist, Recipe(epochs=2), folder, on_batch=lambda *_: None))
+    torch.set_num_threads(1)
+    assert epochs[-1].accuracy > 0.97
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist_model(mnist_folder: Path) -> nn.Module:
+    return read_model(str(mnist_folder)).build()
+
+
+@pytest.fixture(scope="session")
+def correct(mnist: Dataset, mnist_model: nn.Module) -> np.ndarray:
+    """The ids of the test images that the model classifies correctly."""
+    predictions = DenseEvaluator(mnist_model).logits(torch.tensor(mnist.images)).argmax(dim=1).numpy()
+    return np.flatnonzero(predictions == mnist.labels)
+
+
+class ColourNet(nn.Module):
+    """Not the seed's: three channels, non-square, batch normalisation, pooling, odd layer widths."""
+
+    SHAPE = (3, 13, 10)
+    CLASSES = 7
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 17, 3, padding=1),
+            nn.BatchNorm2d(17),
+            nn.GELU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(17 * 6 * 5, 50),
+            nn.Tanh(),
+            nn.Linear(50, self.CLASSES),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+
+def random_model(kind: str, seed: int) -> tuple[nn.Module, tuple[int, int, int], int]:
+    """A model with random weights, the image shape it takes and its number of classes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if kind == "colour":
+            model: nn.Module = ColourNet()
+            return model.eval(), ColourNet.SHAPE, ColourNet.CLASSES
+        return CNN(1, 9, 12, 4).eval(), (1, 9, 12), 4
+
+
+def random_images(shape: tuple[int, int, int], count: int, seed: int) -> np.ndarray:
+    """Random uint8 images with saturated levels among them."""
+    images = np.random.default_rng(seed).integers(-60, 316, (count, *shape))
+    return np.clip(images, 0, 255).astype(np.uint8)

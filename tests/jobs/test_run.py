@@ -1,0 +1,85 @@
+"""The main job end to end on real MNIST, small; and the installed wheel in a stranger's folder."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.main import main
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "experiment"
+    command = ["run", "--out", str(out), "--epochs", "1", "--sample", "12", "--population", "20", "--generations", "3"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"the page is {out / 'page.html'}" in said
+    runs = sorted(path.name for path in (out / "runs").iterdir())
+    assert len(runs) == 8
+    ten = pq.read_table(out / "runs" / "ten-jsma" / "parts").to_pylist()
+    assert {row["label"] for row in ten} == {2}
+    assert {row["target"] for row in ten} == {6}
+    assert len(ten) == 10
+    for run in runs:
+        assert main(["verify", str(out / "runs" / run)]) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    page = (out / "page.html").read_text()
+    started = time.monotonic()
+    assert main(command) == 0
+    assert time.monotonic() - started < 40
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == before
+    assert (out / "page.html").read_text() == page
+    assert main(["run", "--out", str(out), "--epochs", "1", "--sample", "12", "--population", "30"]) == 2
+    assert "that run has population 20" in capsys.readouterr().err
+
+
+def test_the_wheel_works_beside_a_strangers_jobs(tmp_path: Path, mnist_folder: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", ROOT],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    (wheel,) = (tmp_path / "dist").glob("brittle-*.whl")
+    site = tmp_path / "site"
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", site, wheel],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    shipped = {path.name for path in site.iterdir()}
+    assert {"workers", "cluster", "analysis", "jobs"} <= shipped
+    assert "tests" not in shipped
+    assert (site / "analysis" / "page" / "templates" / "page.css").exists()
+
+    strange = tmp_path / "strange"
+    for name in ("jobs", "workers"):
+        (strange / name).mkdir(parents=True)
+        (strange / name / "__init__.py").write_text("raise RuntimeError('a stranger was imported')\n")
+    (strange / "mine.py").write_text("from workers.models.cnn import CNN\n\n\ndef net():\n    return CNN()\n")
+    weights = next(mnist_folder.glob("*.safetensors"))
+    program = (
+        f"import sys; sys.path[0] = {str(site)!r}\n"  # what the console script does: its own folder, not the user's
+        "from jobs.main import main\n"
+        "import jobs; assert 'site' in jobs.__file__, jobs.__file__\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", program, "attack", "fgsm", "--model", "mine:net", "--weights", str(weights)]
+    done = subprocess.run(
+        [*command, "--data", "mnist", "--limit", "8", "--out", "run", "--epsilon", "0.2"],
+        cwd=strange,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(strange / "run" / "parts")
+    assert table.num_rows == 8
+    assert not any(table["error"].to_pylist())

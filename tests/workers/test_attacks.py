@@ -1,0 +1,136 @@
+"""One table runs every attack over every model: what holds for all of them."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import random_images, random_model
+from tests.workers.test_fgsm import predictions
+from workers.attacks import ATTACKS, Attack
+from workers.errors import WrongInput
+from workers.results import SearchResult, Status, distances
+
+SMALL: dict[str, dict[str, Any]] = {
+    "fgsm": {"epsilon": 0.05},
+    "ifgsm": {"steps": 30, "step_size": 0.003},
+    "jsma": {"max_steps": 12},
+    "de": {"pixels": 2, "population": 12, "generations": 4},
+}
+
+
+def small(name: str) -> Attack:
+    return ATTACKS[name](**SMALL[name])
+
+
+def columns(result: SearchResult, rows: np.ndarray | slice = slice(None)) -> dict[str, list[Any]]:
+    table = result.to_table().drop_columns(["seconds", "worker"])
+    chosen = table.take(rows) if isinstance(rows, np.ndarray) else table
+    return {name: chosen[name].to_pylist() for name in chosen.column_names}
+
+
+def test_the_table_is_complete() -> None:
+    assert set(SMALL) == set(ATTACKS)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+@pytest.mark.parametrize("goal", ["untargeted", "one", "each"])
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_every_attack_on_every_model(name: str, goal: str, kind: str) -> None:
+    model, shape, classes = random_model(kind, 30)
+    images = random_images(shape, 21, 31)
+    labels = predictions(model, images)
+    labels[3] = (labels[3] + 1) % classes  # one that the model gets wrong
+    targets = {"untargeted": None, "one": 1, "each": (labels + 1) % classes}[goal]
+    model.train()
+    before = images.copy()
+    attack = small(name)
+    result = attack(model, images, labels, targets=targets, seed=5)
+
+    assert model.training  # left in the mode it came in
+    model.eval()
+    assert np.array_equal(images, before)
+    assert result.status[3] == Status.ALREADY_WRONG
+    own = np.zeros(21, dtype=bool) if targets is None else labels == targets
+    own[3] = False
+    assert (result.status[own] == Status.SKIPPED).all()
+    searched = np.isin(result.status, [Status.SUCCESS, Status.EXHAUSTED])
+    assert searched.sum() == 20 - own.sum()
+    assert np.array_equal(result.adversarial[~searched], images[~searched])
+    assert (result.queries[searched] > 0).all()
+    assert (result.queries[~searched] == 0).all()
+    final = predictions(model, result.adversarial)
+    assert np.array_equal(final, result.adversarial_prediction)
+    reached = final != labels if targets is None else final == targets
+    assert np.array_equal(result.success, reached & searched)
+    moved = distances(images, result.adversarial)
+    assert attack.within(moved, images[0].size).all()
+    assert np.array_equal(moved.l0, result.distances.l0)
+
+    order = np.random.default_rng(32).permutation(21)
+    each = np.broadcast_to(targets, 21) if targets is not None else None
+    again = attack(
+        model, images[order], labels[order], targets=None if each is None else each[order], ids=order, seed=5
+    )
+    assert columns(again) == columns(result, order)
+    for row in (0, 7, 20):
+        alone = attack(
+            model,
+            images[row : row + 1],
+            labels[row : row + 1],
+            targets=None if each is None else each[row : row + 1],
+            ids=[row],
+            seed=5,
+        )
+        assert columns(alone) == columns(result, np.array([row]))
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_parameters_are_hashed_and_frozen(name: str) -> None:
+    attack = small(name)
+    assert attack.params_hash == ATTACKS[name](**attack.model_dump()).params_hash
+    assert attack.params_hash != ATTACKS[name]().params_hash
+    with pytest.raises(WrongInput, match="unknown parameter --nonsense"):
+        ATTACKS[name](nonsense=1)
+
+
+def test_the_seed_changes_random_searches_alone() -> None:
+    model, shape, _ = random_model("grey", 33)
+    images = random_images(shape, 4, 34)
+    labels = predictions(model, images)
+    for name in ATTACKS:
+        first, second = (columns(small(name)(model, images, labels, seed=seed)) for seed in (1, 2))
+        assert (first["adversarial"] != second["adversarial"]) == (name == "de")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"images": np.zeros((2, 9, 12), np.uint8)}, r"\[n, C, H, W\]"),
+        ({"images": np.zeros((0, 1, 9, 12), np.uint8)}, "not empty"),
+        ({"images": np.zeros((2, 1, 9, 12), np.int64)}, "uint8 or float"),
+        ({"images": np.full((2, 1, 9, 12), 0.3331, np.float32)}, "multiples of 1/255"),
+        ({"images": np.full((2, 1, 9, 12), 2.0, np.float32)}, "multiples of 1/255"),
+        ({"images": np.full((2, 1, 9, 12), np.nan, np.float32)}, "multiples of 1/255"),
+        ({"labels": np.array([0.0, 1.0])}, "labels must be integers"),
+        ({"labels": np.array([0])}, "labels must be one number an image"),
+        ({"labels": np.array([0, 4])}, "labels must lie in 0 to 3"),
+        ({"targets": -1}, "targets must lie in 0 to 3"),
+        ({"targets": np.array([1, 2, 3])}, "targets must be one number an image"),
+    ],
+)
+def test_wrong_data_is_refused(wrong: dict[str, Any], says: str) -> None:
+    model, shape, _ = random_model("grey", 35)
+    data = {"images": random_images(shape, 2, 36), "labels": np.array([0, 1]), "targets": None} | wrong
+    with pytest.raises(ValueError, match=says):
+        small("fgsm")(model, data.pop("images"), data.pop("labels"), **data)
+
+
+def test_floats_and_tensors_are_taken() -> None:
+    model, shape, _ = random_model("colour", 37)
+    images = random_images(shape, 3, 38)
+    labels = predictions(model, images)
+    eight_bit = small("ifgsm")(model, images, labels)
+    floats = small("ifgsm")(model, torch.tensor(images).float().div(255), torch.tensor(labels))
+    assert columns(eight_bit) == columns(floats)

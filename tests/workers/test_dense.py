@@ -1,0 +1,49 @@
+"""The dense evaluator: equal to the plain model, and the same bits wherever an image sits."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.conftest import random_images, random_model
+from workers.evaluation.dense import DenseEvaluator
+
+
+def vectors(logits: Tensor, rows: slice) -> list[Tensor]:
+    return [torch.ones_like(logits), logits.softmax(dim=1)]
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_equals_the_plain_model(kind: str) -> None:
+    model, shape, _ = random_model(kind, 0)
+    images = torch.tensor(random_images(shape, 37, 1))
+    evaluator = DenseEvaluator(model, block=4, batch=8)
+    plain = images.float().div(255).requires_grad_(True)
+    expected = model(plain)
+    (slope,) = torch.autograd.grad(expected.sum(), plain)
+    logits, (ones, _) = evaluator.gradients(images, vectors)
+    torch.testing.assert_close(evaluator.logits(images), expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits, expected.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ones, slope, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour", "mnist"])
+def test_same_bits_in_every_layout(kind: str, mnist_model: nn.Module) -> None:
+    model, shape, _ = (mnist_model, (1, 28, 28), 10) if kind == "mnist" else random_model(kind, 0)
+    images = torch.tensor(random_images(shape, 150, 2))
+    evaluator = DenseEvaluator(model)
+    logits, gradients = evaluator.gradients(images, vectors)
+    assert torch.equal(logits, evaluator.logits(images))
+    rng = np.random.default_rng(3)
+    for size in (1, 2, 7, 16, 33, 64, 65, 149):
+        rows = torch.tensor(rng.permutation(150)[:size])
+        some, found = evaluator.gradients(images[rows], vectors)
+        assert torch.equal(some, logits[rows])
+        assert torch.equal(evaluator.logits(images[rows]), logits[rows])
+        for whole, part in zip(gradients, found, strict=True):
+            assert torch.equal(part, whole[rows])
+
+
+def test_refuses_a_batch_that_is_no_multiple() -> None:
+    with pytest.raises(ValueError, match="multiple of block"):
+        DenseEvaluator(nn.Flatten(), block=16, batch=40)
