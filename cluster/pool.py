@@ -1,12 +1,14 @@
 """The pool of search actors: created once, used by one search after another."""
 
 import secrets
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import workers
 from cluster.session import Session
-from workers.actor import SearchActor, SharedModel
+from workers.actor import SharedModel
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -104,9 +106,39 @@ def start_pool(session: Session, resources: Resources) -> SearchPool:
         raise WrongInput(f"--workers {workers}: this machine has room for {room} of this size")
     # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
     options = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
-    remote = ray.remote(**options)(SearchActor)
-    actors = tuple(remote.remote(resources.threads, f"worker-{number}") for number in range(workers))
+    remote = ray.remote(**options)(_actor_class())
+    actors = tuple(remote.remote(_ROOT, resources.threads, f"worker-{number}") for number in range(workers))
     devices = set(ray.get([actor.ping.remote() for actor in actors]))
     if len(devices) > 1:
         raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
     return SearchPool(actors, devices.pop())
+
+
+_ROOT = str(Path(workers.__file__).parent.parent)
+
+
+def _actor_class() -> type:
+    """`SearchActor` behind a class that is shipped by value.
+
+    Ray puts the driver's working directory first on an actor's path. A class shipped by name would be looked
+    up there, and a user's own folder called ``workers`` would be taken for ours.
+    """
+
+    class Search:
+        def __init__(self, root: str, threads: int, name: str) -> None:
+            if Path(root).is_dir():  # not so on another machine, where Ray puts the shipped code on the path
+                sys.path.insert(0, root)
+            from workers.actor import SearchActor
+
+            self._actor = SearchActor(threads, name)
+
+        def ping(self) -> str:
+            return self._actor.ping()
+
+        def probe(self, path: Path, token: str) -> None:
+            self._actor.probe(path, token)
+
+        def search(self, shard: Any) -> Any:
+            return self._actor.search(shard)
+
+    return Search

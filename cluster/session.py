@@ -72,6 +72,6 @@ def _require_listener(address: str) -> None:
     if not host:  # "local" and "auto"
         return
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise WrongInput(f"--address {address}: no Ray cluster answers: {error}") from None

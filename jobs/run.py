@@ -77,35 +77,40 @@ def run(
     for flag, number in (("--label", sizes.label), ("--target", sizes.target)):
         if number >= classes:
             raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
-    train_model(training, test, Recipe(epochs=sizes.epochs), out / "model")
-    say(f"model ready after {time.monotonic() - started:.0f} s")
-    subject = load_subject(SubjectOptions(model=str(out / "model"), data=data, split="test"))
-    ten, mixed = _chosen(subject, sizes.label, sizes.sample)
-    one_pixel, five_pixels = (
-        DifferentialEvolution(pixels=k, population=sizes.population, generations=sizes.generations) for k in (1, 5)
-    )
-    goal = str(sizes.target)
-    plan: list[tuple[str, Attack, str, str | None]] = [
-        ("ten-ifgsm", IterativeFGSM(), ten, goal),
-        ("ten-jsma", JSMA(), ten, goal),
-        ("ten-one-pixel-de", one_pixel, ten, None),
-        ("ten-five-pixel-de", five_pixels, ten, None),
-        ("mixed-fgsm", FGSM(epsilon=0.1), mixed, None),
-        ("mixed-ifgsm", IterativeFGSM(), mixed, goal),
-        ("mixed-jsma", JSMA(), mixed, goal),
-        ("mixed-jsma-classes", JSMA(map="classes"), mixed, goal),
-    ]
-    broken, folders = 0, []
     with WorkerHost(where or Where()) as host:
-        for name, attack, ids, towards in plan:
-            folder = out / "runs" / name
-            summary = launch(attack, subject, Selection(ids=ids, target=towards), folder, host)
+        if not (out / "model" / "model.json").exists():
+            host.pool()  # before the training, so that workers that do not fit are refused at once
+        train_model(training, test, Recipe(epochs=sizes.epochs), out / "model")
+        say(f"model ready after {time.monotonic() - started:.0f} s")
+        subject = load_subject(SubjectOptions(model=str(out / "model"), data=data, split="test"))
+        folders, broken = [], 0
+        for name, attack, ids, target in _searches(subject, sizes):
+            folders.append(out / "runs" / name)
+            summary = launch(attack, subject, Selection(ids=ids, target=target), folders[-1], host)
             broken += summary.counts.get(Status.FAILED, 0)
-            folders.append(folder)
     page = out / "page.html"
     write_page([open_run(folder) for folder in folders], subject, page)
     print(f"done in {time.monotonic() - started:.0f} s; the page is {page.resolve()}")
     return 1 if broken else 0
+
+
+def _searches(subject: Subject, sizes: ExperimentOptions) -> list[tuple[str, Attack, str, str | None]]:
+    """The name, attack, images and target of each search, in the order of the page."""
+    ten, mixed = _chosen(subject, sizes.label, sizes.sample)
+    one_pixel, five_pixels = (
+        DifferentialEvolution(pixels=k, population=sizes.population, generations=sizes.generations) for k in (1, 5)
+    )
+    target = str(sizes.target)
+    return [
+        ("ten-ifgsm", IterativeFGSM(), ten, target),
+        ("ten-jsma", JSMA(), ten, target),
+        ("ten-one-pixel-de", one_pixel, ten, None),
+        ("ten-five-pixel-de", five_pixels, ten, None),
+        ("mixed-fgsm", FGSM(epsilon=0.1), mixed, None),
+        ("mixed-ifgsm", IterativeFGSM(), mixed, target),
+        ("mixed-jsma", JSMA(), mixed, target),
+        ("mixed-jsma-classes", JSMA(map="classes"), mixed, target),
+    ]
 
 
 def _require_ours(out: Path) -> None:

@@ -1,5 +1,6 @@
 """Named data sets: where they come from, how they are verified, where they are kept."""
 
+import contextlib
 import gzip
 import hashlib
 import os
@@ -120,7 +121,8 @@ def _keep(files: Files, folder: Path) -> None:
             (fresh / file).write_bytes(content)
         if folder.exists():  # broken, else it would not be fetched again
             shutil.rmtree(folder)
-        fresh.rename(folder)
+        with contextlib.suppress(OSError):  # another process was first; what it kept is verified when read
+            fresh.rename(folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

@@ -473,10 +473,6 @@ def test_a_run_that_another_driver_holds(inside: Path, capfd: pytest.CaptureFixt
         refuse([*FGSM.split()[:-1], "run", "--limit", "2"], "another brittle is writing", inside, capfd)
 
 
-# A real fault, left for a larger edit of jobs/run.py: the workers are counted only when Ray starts, after training,
-# so exit code 2 comes late and leaves a trained model and run folders behind. Take the mark away once Ray's room is
-# checked (or the pool opened) before train_model.
-@pytest.mark.xfail(strict=True, reason="jobs/run.py trains before it finds that --workers do not fit")
 def test_an_experiment_counts_its_workers_before_it_trains(
     inside: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
