@@ -314,7 +314,7 @@ def _plan(
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    size = selection.shard_size or max(1, min(attack.SHARD_SIZE, even))
+    size = selection.shard_size or max(1, min(attack.shard_size, even))
     return Plan(frozen, recorded, resolved.ids, resolved.targets, size)
 
 

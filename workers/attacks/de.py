@@ -36,7 +36,6 @@ class DifferentialEvolution(Attack):
     """
 
     NAME: ClassVar[str] = "de"
-    SHARD_SIZE: ClassVar[int] = 16
 
     pixels: int = Field(1, ge=1, description="k, how many pixels may change.")
     population: int = Field(5000, ge=4, description="Individuals an image (a number, not a multiplier).")
@@ -49,6 +48,10 @@ class DifferentialEvolution(Attack):
         None, gt=0, le=2, description="F, fixed; drawn from U(0.5, 1) each generation when absent."
     )
     recombination: float = Field(1.0, ge=0, le=1, description="CR, the share of genes taken from the mutant.")
+
+    @property
+    def shard_size(self) -> int:
+        return max(1, min(256, 200_000 // (self.population * (self.generations + 1))))
 
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:
         if self.pixels > shape[1] * shape[2]:
