@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -28,16 +29,25 @@ def stored_images(table: pa.Table) -> np.ndarray:
 
 
 def first_difference(
-    table: pa.Table, attack: Attack, dataset: Dataset, model: nn.Module, *, block: int, batch: int, on_rows: OnRows
+    table: pa.Table,
+    attack: Attack,
+    seed: int,
+    dataset: Dataset,
+    model: nn.Module,
+    *,
+    block: int,
+    batch: int,
+    on_rows: OnRows,
 ) -> str | None:
     """Puts every stored image through the model again and compares each row with what comes out.
 
-    Checked: label, predictions, confidences, distances, status, success and the attack's budget. Failed rows
-    have no image and are passed over.
+    Checked: split, label, attack, parameters, seed, predictions, confidences, distances, status, success and the
+    attack's budget. Failed rows have no image; of them it is checked that they give a reason.
 
     Args:
         table: a run's rows.
         attack: with the run's parameters.
+        seed: the run's.
         dataset: the run's images.
         model: the run's model.
         block, batch: the run's evaluator.
@@ -49,15 +59,20 @@ def first_difference(
     evaluator = DenseEvaluator(model, block=block, batch=batch)
     for start in range(0, len(table), 16 * batch):
         rows = table.slice(start, 16 * batch)
-        kept = rows.filter(pa.compute.not_equal(rows["status"].cast(pa.string()), str(Status.FAILED)))
+        kept = rows.filter(pc.not_equal(rows["status"].cast(pa.string()), str(Status.FAILED)))
+        for row in rows.filter(pc.equal(rows["status"].cast(pa.string()), str(Status.FAILED))).to_pylist():
+            if row["adversarial"] is not None or row["success"] or not row["error"]:
+                return f"image {row['image_id']}: status is failed, but the row holds a result"
         if len(kept):
-            for difference in _differences(kept, attack, dataset, evaluator):
+            for difference in _differences(kept, attack, seed, dataset, evaluator):
                 return difference
         on_rows(len(rows))
     return None
 
 
-def _differences(rows: pa.Table, attack: Attack, dataset: Dataset, evaluator: DenseEvaluator) -> Iterator[str]:
+def _differences(
+    rows: pa.Table, attack: Attack, seed: int, dataset: Dataset, evaluator: DenseEvaluator
+) -> Iterator[str]:
     said = {name: rows[name].to_numpy() for name in rows.column_names if name not in ("adversarial", "shape", "error")}
     ids = said["image_id"]
     if ids.min() < 0 or ids.max() >= len(dataset):
@@ -68,21 +83,24 @@ def _differences(rows: pa.Table, attack: Attack, dataset: Dataset, evaluator: De
     if clean.shape != found.shape:
         yield f"image {ids[0]}: stored images have shape {found.shape[1:]}, {dataset.name} has {clean.shape[1:]}"
         return
-    device = next(evaluator.model.parameters(), torch.empty(0)).device
-    clean_logits, logits = (evaluator.logits(torch.tensor(x, device=device)).cpu() for x in (clean, found))
+    clean_logits, logits = (evaluator.logits(torch.tensor(x, device=evaluator.device)).cpu() for x in (clean, found))
     moved = distances(clean, found)
     label = dataset.labels[ids]
     prediction, clean_prediction = logits.argmax(dim=1).numpy(), clean_logits.argmax(dim=1).numpy()
     target = rows["target"].fill_null(-1).to_numpy()
     reached = np.where(target < 0, prediction != label, prediction == target)
-    wrong, skipped = clean_prediction != label, target == label
     status = said["status"].astype(str)
-    expected_status = np.where(reached, str(Status.SUCCESS), status)
-    expected_status[~reached & (status == Status.SUCCESS)] = str(Status.EXHAUSTED)
-    expected_status[skipped] = str(Status.SKIPPED)
-    expected_status[wrong] = str(Status.ALREADY_WRONG)
+    certified = (status == Status.CERTIFIED) & attack.CERTIFIES
+    expected_status = np.where(certified, str(Status.CERTIFIED), str(Status.EXHAUSTED)).astype(object)
+    expected_status[reached] = str(Status.SUCCESS)
+    expected_status[target == label] = str(Status.SKIPPED)
+    expected_status[clean_prediction != label] = str(Status.ALREADY_WRONG)
     recomputed = {
         "label": label,
+        "source_split": np.full(len(ids), dataset.split, dtype=object),
+        "attack": np.full(len(ids), attack.NAME, dtype=object),
+        "params_hash": np.full(len(ids), attack.params_hash, dtype=object),
+        "seed": np.full(len(ids), seed),
         "clean_prediction": clean_prediction,
         "adversarial_prediction": prediction,
         "clean_confidence": clean_logits.softmax(dim=1).amax(dim=1).numpy(),

@@ -2,6 +2,7 @@
 
 import secrets
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
 
 __all__ = ["Resources", "SearchPool", "start_pool"]
+
+WAIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,13 @@ class SearchPool:
             ray.kill(actor)
 
 
-def start_pool(session: Session, resources: Resources) -> SearchPool:
+def start_pool(session: Session, resources: Resources, say: Callable[[str], None] = lambda line: None) -> SearchPool:
     """Starts the actors and waits until each answers.
+
+    Args:
+        session: where.
+        resources: how many, and what each is given.
+        say: called with a line now and then while some do not answer yet.
 
     Raises:
         WrongInput: when the session's own machine cannot hold one actor, or actors land on unlike devices.
@@ -108,10 +116,26 @@ def start_pool(session: Session, resources: Resources) -> SearchPool:
     options = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
     remote = ray.remote(**options)(_actor_class())
     actors = tuple(remote.remote(_ROOT, resources.threads, f"worker-{number}") for number in range(workers))
-    devices = set(ray.get([actor.ping.remote() for actor in actors]))
+    devices = _wait_for(actors, say)
     if len(devices) > 1:
         raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
     return SearchPool(actors, devices.pop())
+
+
+def _wait_for(actors: Sequence[Any], say: Callable[[str], None]) -> set[str]:
+    """The devices of all actors, once all have answered."""
+    import ray
+
+    pings = [actor.ping.remote() for actor in actors]
+    while True:
+        ready, missing = ray.wait(pings, num_returns=len(pings), timeout=WAIT_SECONDS)
+        if not missing:
+            break
+        say(f"waiting for workers: {len(ready)} of {len(pings)} answer")
+    try:
+        return set(ray.get(pings))
+    except ray.exceptions.RayError as error:
+        raise RuntimeError(f"a worker could not be started: {' '.join(str(error).split())[:500]}") from None
 
 
 _ROOT = str(Path(workers.__file__).parent.parent)

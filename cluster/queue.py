@@ -2,7 +2,7 @@
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.pool import SearchPool
@@ -51,8 +51,7 @@ def run_shards(
             return
         while waiting and idle:
             actor, index = idle.pop(), waiting.popleft()
-            shard = replace(load(index), attempt=str(tries[index]))
-            searching[actor.search.remote(shard)] = (actor, index)
+            searching[actor.search.remote(load(index))] = (actor, index)
         ready, _ = ray.wait([*searching, *benched], num_returns=1, timeout=TICK)
         if not ready:
             yield None
@@ -62,7 +61,7 @@ def run_shards(
                 try:
                     ray.get(reference)
                     idle.append(actor)
-                except ray.exceptions.RayActorError:
+                except ray.exceptions.RayError:
                     pass  # the ping was retried over restarts: this actor does not come back
                 continue
             actor, index = searching.pop(reference)
@@ -75,9 +74,12 @@ def run_shards(
                     waiting.appendleft(index)
                 else:
                     yield ShardFailure(index, " ".join(str(death).split())[:300])
-            except ray.exceptions.RayTaskError as error:  # the actor lives: it could not write its part
+            except ray.exceptions.RayTaskError as error:  # the actor lives, but could not build the model or write
                 idle.append(actor)
                 yield ShardFailure(index, " ".join(str(error.cause).split())[:300])
+            except ray.exceptions.RayError as error:  # a lost object, say: the call is over, the actor may be too
+                benched[_ping(actor)] = actor
+                yield ShardFailure(index, " ".join(str(error).split())[:300])
             else:
                 idle.append(actor)
                 yield summary

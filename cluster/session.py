@@ -42,6 +42,7 @@ def open_session(address: str | None = None) -> Iterator[Session]:
     # Read by Ray when it is imported: no usage report, and a GPU stays hidden from actors that asked for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    import joblib  # counts the processors that a container or an affinity mask leaves
     import ray
 
     # Ray takes SIGTERM for itself and exits with 15; the command line's own handler ends it like Ctrl-C.
@@ -51,7 +52,7 @@ def open_session(address: str | None = None) -> Iterator[Session]:
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     try:
         if address == "local":
-            ray.init(address="local", num_cpus=os.cpu_count(), include_dashboard=False, **quiet)
+            ray.init(address="local", num_cpus=joblib.cpu_count(), include_dashboard=False, **quiet)
         else:
             ray.init(address=address, **quiet)
     except (OSError, ValueError) as error:

@@ -1,11 +1,9 @@
 """A run's folder: the frozen plan, the parts, and who may write there."""
 
 import contextlib
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from workers.errors import WrongInput
-from workers.results import require_place, sync_folder, write_part
+from workers.files import exclusive, held, require_place, write_whole
+from workers.results import write_part
 
 __all__ = ["Plan", "RunFolder"]
 
@@ -84,17 +83,22 @@ class RunFolder:
         columns: dict[str, Any] = {"image_id": plan.ids}
         columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
         schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
-        write_part(pa.table(columns, schema=schema), self.path / "plan.parquet", str(os.getpid()))
+        write_part(pa.table(columns, schema=schema), self.path / "plan.parquet")
         content = {
             "frozen": plan.frozen,
             "recorded": plan.recorded,
             "shard_size": plan.shard_size,
             "rows": len(plan.ids),
         }
-        temporary = self.path / f".run.json.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-        temporary.replace(self.path / "run.json")
-        sync_folder(self.path)
+        write_whole(self.path / "run.json", (json.dumps(content, indent=1) + "\n").encode())
+
+    def forget(self, made: Sequence[Path]) -> None:
+        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
+        for name in ("run.json", "plan.parquet", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.parts, *made):
+            with contextlib.suppress(OSError):  # absent, or somebody has put something there meanwhile
+                folder.rmdir()
 
     def plan(self) -> Plan:
         """Reads the frozen plan.
@@ -123,30 +127,17 @@ class RunFolder:
             raise WrongInput(f"{self.path}: its plan cannot be read: {str(error).splitlines()[0]}") from None
         return plan
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Holds the folder for one driver; the lock ends with the process, even one killed with -9.
 
         Raises:
             WrongInput: when another driver holds it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise WrongInput(f"{self.path}: another brittle is writing to this run") from None
-            yield
+        return exclusive(self.path)
 
     def busy(self) -> bool:
         """Whether a driver is at work here now."""
-        try:
-            with self.locked():
-                return False
-        except WrongInput:
-            return True
-        except OSError:  # a read-only copy: nobody writes here
-            return False
+        return held(self.path)
 
     def sweep(self) -> None:
         """Removes the temporary files of processes that were killed; only for the holder of the lock."""
@@ -162,21 +153,16 @@ class RunFolder:
         """The shards whose part is there with a valid footer and exactly the shard's rows."""
         return [shard for shard in range(plan.shards) if self._holds(plan, shard)]
 
-    def table(self) -> pa.Table:
-        """All rows written so far, in the order of the plan.
+    def table(self, plan: Plan) -> pa.Table:
+        """The rows of the shards that are done, in the order of the plan.
 
         Raises:
-            WrongInput: when a part cannot be read.
+            WrongInput: when none is.
         """
-        tables = []
-        for path in sorted(self.parts.glob("part-*.parquet")):
-            try:
-                tables.append(pq.read_table(path))
-            except (OSError, pa.ArrowException) as error:
-                raise WrongInput(f"{path}: not a readable part: {str(error).splitlines()[0]}") from None
-        if not tables:
+        done = self.done(plan)
+        if not done:
             raise WrongInput(f"{self.path}: has no results yet")
-        return pa.concat_tables(tables)
+        return pa.concat_tables([pq.read_table(self.part(shard)) for shard in done])
 
     def _holds(self, plan: Plan, shard: int) -> bool:
         path, rows = self.part(shard), plan.rows(shard)

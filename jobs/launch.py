@@ -17,17 +17,18 @@ from cluster.pool import Resources, SearchPool, start_pool
 from cluster.queue import ShardFailure, run_shards
 from cluster.session import open_session
 from cluster.store import Plan, RunFolder
+from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.actor import Shard
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
-from workers.results import SCHEMA_VERSION
+from workers.results import SCHEMA_VERSION, Status
 
 if TYPE_CHECKING:
     from analysis.summary import Summary
 
-__all__ = ["Interrupted", "Selection", "Where", "WorkerHost", "launch", "sentence"]
+__all__ = ["Selection", "Where", "WorkerHost", "launch", "sentence"]
 
 BLOCK, BATCH = 16, 64
 SHARDS_PER_WORKER = 4
@@ -62,14 +63,6 @@ class Where(BaseModel):
     address: str | None = Field(None, description="Ray cluster to join; else RAY_ADDRESS, else a local Ray.")
 
 
-class Interrupted(Exception):
-    """The user or the scheduler asked to stop; what is done is kept.
-
-    Args:
-        text: what to tell the user.
-    """
-
-
 class WorkerHost:
     """Opens Ray and a pool of actors when first needed, and closes them at the end.
 
@@ -92,7 +85,7 @@ class WorkerHost:
         """The pool, started at the first call."""
         if self._pool is None:
             session = self._stack.enter_context(open_session(self.where.address))
-            self._pool = start_pool(session, self.resources)
+            self._pool = start_pool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
             count = len(self._pool.actors)
             say(f"{count} worker{'s' * (count > 1)} on {self._pool.device}")
@@ -114,39 +107,58 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
         WrongInput: for options that do not fit the subject or the run that the folder holds.
         Interrupted: when stopped; the same command resumes.
     """
-    folder = RunFolder(out)
+    folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     folder.require_usable()
     attack.check(subject.dataset.shape, subject.classes)
     frozen = _frozen(attack, subject, selection, host)
     if folder.exists:
         _compare(folder.plan(), frozen, selection, out)
     resolved = None if folder.exists else _resolve(subject, selection)
-    fresh = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        with folder.locked():
-            folder.sweep()
-            plan = folder.plan() if folder.exists else None
-            done = folder.done(plan) if plan else []
-            if plan is None or len(done) < plan.shards:
-                pool = host.pool()
-                if plan is None:
-                    assert resolved is not None
-                    plan = _plan(
-                        frozen | {"device": pool.device}, subject, selection, resolved, len(pool.actors), attack
-                    )
-                    folder.create(plan)
-                _compare(plan, frozen | {"device": pool.device}, selection, out)
-                pool.probe(folder.parts)
-                _dispatch(attack, subject, plan, folder, done, pool)
-    except WrongInput:
-        if fresh:
-            _forget(folder, fresh)
-        raise
+    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    with folder.locked():
+        plan = folder.plan() if folder.exists else None
+        try:
+            if plan is not None:
+                _compare(plan, frozen, selection, out)
+            plan = _complete(attack, subject, selection, folder, plan, resolved, frozen, host)
+        except WrongInput:
+            if plan is None:
+                folder.forget(made)
+            raise
     from analysis.summary import summarise
 
-    summary = summarise(folder.table())
+    summary = summarise(folder.table(plan))
     print(sentence(attack, selection.target, summary))
+    subject.warn_near_chance(1 - summary.counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summary
+
+
+def _complete(
+    attack: Attack,
+    subject: Subject,
+    selection: Selection,
+    folder: RunFolder,
+    plan: Plan | None,
+    resolved: Resolved | None,
+    frozen: dict[str, Any],
+    host: WorkerHost,
+) -> Plan:
+    """Searches the shards that are not done, freezing the plan first when there is none; returns the plan."""
+    folder.sweep()
+    done = folder.done(plan) if plan else []
+    if plan is not None and len(done) == plan.shards:
+        return plan
+    pool = host.pool()
+    frozen = frozen | {"device": pool.device}
+    folder.parts.mkdir(parents=True, exist_ok=True)
+    pool.probe(folder.parts)
+    if plan is None:
+        resolved = resolved or _resolve(subject, selection)
+        plan = _plan(frozen, subject, selection, resolved, len(pool.actors), attack)
+        folder.create(plan)
+    _compare(plan, frozen, selection, folder.path)
+    _dispatch(attack, subject, plan, folder, done, pool)
+    return plan
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -180,8 +192,7 @@ def _dispatch(
             split=dataset.split,
             block=plan.frozen["block"],
             batch=plan.frozen["batch"],
-            part=folder.part(index).resolve(),
-            attempt="0",
+            part=folder.part(index),
         )
 
     waiting = [index for index in range(plan.shards) if index not in finished]
@@ -228,6 +239,8 @@ def _frozen(attack: Attack, subject: Subject, selection: Selection, host: Worker
         "data": subject.data_hash,
         "code": code_hash(),
         "schema": SCHEMA_VERSION,
+        "torch": _version("torch"),
+        "numpy": _version("numpy"),
         "threads": host.resources.threads,
         "block": BLOCK,
         "batch": BATCH,
@@ -263,8 +276,6 @@ def _resolve(subject: Subject, selection: Selection) -> Resolved:
     if selection.label is not None:
         ids = ids[dataset.labels[ids] == selection.label]
     goal = _goal(selection.target, subject.classes)
-    if selection.correct or goal == "least-likely":
-        subject.warn_near_chance()
     if selection.correct:
         ids = ids[subject.correct[ids]]
     ids = ids[: selection.limit]
@@ -335,15 +346,6 @@ def code_hash() -> str:
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
-
-
-def _forget(folder: RunFolder, fresh: list[Path]) -> None:
-    """Removes what a refused start created; ``fresh`` are its folder and the parents that were not there."""
-    for path in [folder.path / "run.json", folder.path / "plan.parquet", folder.path / ".lock"]:
-        path.unlink(missing_ok=True)
-    for path in (folder.parts, *fresh):
-        if path.is_dir() and not any(path.iterdir()):
-            path.rmdir()
 
 
 def _short(number: float) -> str:

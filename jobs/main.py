@@ -10,13 +10,11 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
-from jobs.launch import Interrupted
+from jobs.exits import Exit, Interrupted
 from jobs.progress import say
 from workers.errors import WrongInput, first_problem
 
 __all__ = ["main"]
-
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,23 +26,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers send it: end as for Ctrl-C
     try:
         return (
-            _app()(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False) or 0
+            _app()(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
+            or Exit.DONE
         )
     except (CycloptsError, ValidationError, WrongInput) as error:
         say(f"brittle: {_one_line(error)}")
-        return WRONG_INPUT
+        return Exit.WRONG_INPUT
     except Interrupted as interruption:
         say(str(interruption))
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except KeyboardInterrupt:
         say("interrupted")
-        return INTERRUPTED
+        return Exit.INTERRUPTED
     except (RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             say(f"brittle: {_one_line(error)}")
-            return WRONG_INPUT
+            return Exit.WRONG_INPUT
         say(f"brittle: failed: {_one_line(error)}")
-        return FAILED
+        return Exit.FAILED
 
 
 def _app() -> App:

@@ -39,7 +39,7 @@ class RecordedRun:
 
     def table(self) -> "pa.Table":
         """The rows that are done."""
-        return self.folder.table()
+        return self.folder.table(self.plan)
 
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.

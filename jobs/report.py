@@ -9,7 +9,7 @@ from cyclopts import App
 from jobs.recorded import RecordedRun, open_run
 from jobs.subject import Subject
 from workers.errors import WrongInput
-from workers.results import require_place
+from workers.files import require_place, write_whole
 
 __all__ = ["app", "write_page"]
 
@@ -66,15 +66,11 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
         for run in runs
     ]
     html = render(views, subject.recipe, subject.dataset, subject.correct)
-    temporary = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(html)
-        temporary.replace(out)
+        write_whole(out, html.encode())
     except OSError as error:
         raise WrongInput(f"--out {out}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
 from workers.attacks import FGSM, JSMA, Attack, DifferentialEvolution, IterativeFGSM
 from workers.errors import WrongInput
-from workers.results import Status, require_place
+from workers.files import require_place
+from workers.results import Status
 from workers.sources import NAMES, load_data
 
 __all__ = ["app"]
@@ -78,7 +79,7 @@ def run(
         if number >= classes:
             raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
     with WorkerHost(where or Where()) as host:
-        if not (out / "model" / "model.json").exists():
+        if not (out / "page.html").exists():
             host.pool()  # before the training, so that workers that do not fit are refused at once
         train_model(training, test, Recipe(epochs=sizes.epochs), out / "model")
         say(f"model ready after {time.monotonic() - started:.0f} s")
@@ -116,14 +117,14 @@ def _searches(subject: Subject, sizes: ExperimentOptions) -> list[tuple[str, Att
 def _require_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise WrongInput(f"--out {out}: exists and is not a folder")
-    if out.exists() and {entry.name for entry in out.iterdir()} - {"model", "runs", "page.html"}:
+    ours = ("model", "runs", "page.html", ".page.html.")
+    if out.exists() and not all(entry.name.startswith(ours) for entry in out.iterdir()):
         raise WrongInput(f"--out {out}: exists and is not the folder of such an experiment")
     require_place(out)
 
 
 def _chosen(subject: Subject, label: int, sample: int) -> tuple[str, str]:
     """The first ten correctly classified images of a class, and a random sample of all correct ones."""
-    subject.warn_near_chance()
     right = np.flatnonzero(subject.correct)
     ten = right[subject.dataset.labels[right] == label][:10]
     if not len(ten):

@@ -79,18 +79,20 @@ class Subject:
         """bool ``[N]``: which images the model classifies as labelled."""
         return self.extremes[0] == self.dataset.labels
 
-    def warn_near_chance(self) -> None:
-        """Says so when the clean accuracy is near chance."""
-        accuracy = float(self.correct.mean())
+    def warn_near_chance(self, accuracy: float) -> None:
+        """Says so when a clean accuracy in [0, 1] is near chance."""
         if accuracy < NEAR_CHANCE / self.classes:
             say(
-                f"warning: clean accuracy on {self.dataset.name} is {accuracy:.1%}, near chance; "
+                f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; "
                 "a model that expects normalised images needs --mean and --std"
             )
 
 
 def load_subject(options: SubjectOptions) -> Subject:
     """Loads model and data.
+
+    Sets torch to one thread in this process, as in an actor of the default size, so that the clean predictions
+    that ``--correct`` selects by are an actor's.
 
     Raises:
         WrongInput: when one is wrong, or they do not fit.
@@ -100,7 +102,7 @@ def load_subject(options: SubjectOptions) -> Subject:
 
     from workers.models.loading import check_model, read_model
 
-    torch.set_num_threads(1)  # as in the actors: the bits of a prediction should not depend on where it was made
+    torch.set_num_threads(1)
     recipe = read_model(
         options.model,
         weights=options.weights,

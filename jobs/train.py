@@ -1,6 +1,5 @@
 """``brittle train``: train the seed's CNN, resumably."""
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.launch import Interrupted
+from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from workers.errors import WrongInput
 from workers.images import Dataset
@@ -80,11 +79,12 @@ def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> lis
         WrongInput: for data that do not fit, or a folder that holds another training.
         Interrupted: when stopped; the same command resumes.
     """
+    import joblib
     import torch
 
     from workers.training.plain import train as epochs_of
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
     with _interruptible(out), progress(recipe.epochs * steps, "training", "steps") as bar:
         seen = [0]

@@ -7,6 +7,7 @@ from cyclopts import App
 
 from jobs.progress import progress
 from jobs.recorded import open_run
+from workers.results import Status
 
 __all__ = ["app"]
 
@@ -37,6 +38,7 @@ def verify(run: Path, *, model: str | None = None, weights: Path | None = None, 
     plan, done = recorded.plan, recorded.folder.done(recorded.plan)
     subject = recorded.subject(model, weights, data)
     from analysis.replay import first_difference
+    from analysis.summary import summarise
 
     rows = 0
     if done:
@@ -46,6 +48,7 @@ def verify(run: Path, *, model: str | None = None, weights: Path | None = None, 
             difference = first_difference(
                 table,
                 recorded.attack,
+                plan.frozen["seed"],
                 subject.dataset,
                 subject.model,
                 block=plan.frozen["block"],
@@ -58,7 +61,8 @@ def verify(run: Path, *, model: str | None = None, weights: Path | None = None, 
     if len(done) < plan.shards:
         print(f"{run}: {rows} rows agree, but {plan.shards - len(done)} of {plan.shards} shards are not done")
         return 1
-    print(f"{run}: all {rows} rows agree with the model")
+    failed = summarise(table).counts.get(Status.FAILED, 0)
+    print(f"{run}: all {rows} rows agree with the model" + (f"; {failed} of them failed in the search" * (failed > 0)))
     return 0
 
 

@@ -5,5 +5,6 @@ import os
 # MKL chooses its matrix kernels by the alignment of the operands, so that a row's result depends on
 # its position in the batch (a Linear(50, 7) changed 416 of 768 rows when the batch was permuted).
 # Its strict mode makes a row's bits independent of position and batch size. MKL reads the variable
-# when it is first used, so it is set before anything imports torch.
+# when it is first used, so it is set here, before
+# anything of brittle imports torch; a notebook that has computed with torch already is too late.
 os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")

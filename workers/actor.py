@@ -49,7 +49,6 @@ class Shard:
         split: the data set's split.
         block, batch: of the evaluator.
         part: the file to write.
-        attempt: tells this try's temporary file from another's.
     """
 
     index: int
@@ -64,7 +63,6 @@ class Shard:
     block: int
     batch: int
     part: Path
-    attempt: str
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,9 @@ class SearchActor:
         import torch
 
         torch.set_num_threads(threads)
+        # On a GPU, TF32 and the atomics of some backward kernels would make results depend on the layout.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.deterministic = True
         self.device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") and torch.cuda.is_available() else "cpu"
         self._model: tuple[str, nn.Module] | None = None
         self.name = f"{name}@{os.uname().nodename}"
@@ -125,7 +126,7 @@ class SearchActor:
         import pyarrow as pa
 
         table = pa.concat_tables([result.to_table() for result in results])
-        write_part(table, shard.part, shard.attempt)
+        write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
         ended = np.isin(status, [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED])
         return ShardSummary(
@@ -148,6 +149,8 @@ class SearchActor:
 
     def _search(self, shard: Shard, rows: np.ndarray) -> list["SearchResult"]:
         """Searches rows of a shard together; when that raises, each alone, so that one image fails by itself."""
+        import torch
+
         from workers.results import SearchResult
         from workers.search import search
 
@@ -168,6 +171,11 @@ class SearchActor:
                     **options,
                 )
             ]
+        except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            # The machine failed, not the image, and a broken CUDA context breaks all that follows: die, so that
+            # Ray starts this actor anew and the queue counts a try.
+            print(f"worker {self.name} ends: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
         except Exception as error:  # a foreign model may raise anything; the row keeps what it said
             if len(rows) > 1:
                 return [result for row in rows for result in self._search(shard, np.array([row]))]

@@ -1,7 +1,5 @@
 """What a search returns, the one Arrow schema it is kept in, and the file it is written to."""
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -12,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.errors import WrongInput
+from workers.files import write_whole
 
 if TYPE_CHECKING:
     from workers.attacks.attack import Attack
@@ -23,9 +21,7 @@ __all__ = [
     "SearchResult",
     "Status",
     "distances",
-    "require_place",
     "schema",
-    "sync_folder",
     "write_part",
 ]
 
@@ -246,45 +242,8 @@ def schema(shape: Sequence[int]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=null) for name, kind, null in fields], metadata=metadata)
 
 
-def write_part(table: pa.Table, path: Path, attempt: str) -> None:
-    """Writes a table as one Parquet file that is either whole or absent, whatever is killed meanwhile.
-
-    Args:
-        table: the rows.
-        path: the part's final name.
-        attempt: tells this try's hidden temporary file from another's.
-    """
-    temporary = path.with_name(f".{path.name}.{attempt}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def require_place(folder: Path) -> None:
-    """Refuses a folder that cannot be created or written to, before work is spent on what it is to hold.
-
-    Raises:
-        WrongInput: naming what stands in the way.
-    """
-    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
-    if not place.is_dir():
-        raise WrongInput(f"--out {folder}: {place} is not a folder")
-    if not os.access(place, os.W_OK):
-        raise WrongInput(f"--out {folder}: {place} cannot be written to")
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a rename in the folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def write_part(table: pa.Table, path: Path) -> None:
+    """Writes a table as one Parquet file that is either whole or absent."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    write_whole(path, buffer.getvalue())

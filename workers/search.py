@@ -139,7 +139,7 @@ def search(
         images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
         labels: integers ``[n]`` in 0 to K − 1.
         targets: one class or ``[n]`` of them; None for an untargeted search.
-        ids: integers ``[n]`` that key the random streams and name the rows; 0, 1, … when None.
+        ids: integers ``[n]``, at least 0, that key the random streams and name the rows; 0, 1, … when None.
         seed: keys the random streams.
         split, worker: written into the rows.
         block, batch: see `DenseEvaluator`.
@@ -149,19 +149,19 @@ def search(
         nor is one whose target is its label (``skipped``).
 
     Raises:
-        ValueError: for images, labels or targets of a wrong type, shape or range.
+        ValueError: for images, labels, targets or ids of a wrong type, shape or range.
     """
     started = time.perf_counter()
-    device = next(model.parameters(), torch.empty(0)).device
+    evaluator = DenseEvaluator(model, block=block, batch=batch)
+    device = evaluator.device
     clean = _eight_bit(images).to(device)
     count = len(clean)
-    evaluator = DenseEvaluator(model, block=block, batch=batch)
     with _evaluation_mode(model):
         clean_logits = evaluator.logits(clean)
         classes = clean_logits.shape[1]
         label = _class_numbers("labels", labels, count, classes)
         target = None if targets is None else _class_numbers("targets", targets, count, classes)
-        id_numbers = np.arange(count) if ids is None else np.asarray(ids, dtype=np.int64)
+        id_numbers = _image_ids(ids, count)
         attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), classes)
 
         status = np.full(count, Status.EXHAUSTED, dtype=object)
@@ -176,7 +176,8 @@ def search(
             torch.from_numpy(label[searched]).to(device),
             None if target is None else torch.from_numpy(target[searched]).to(device),
         )
-        attack_key = int.from_bytes(hashlib.sha256(attack.params_hash.encode()).digest()[:8])
+        # Keyed by the attack's name alone: the same search with a larger budget begins with the same draws.
+        attack_key = int.from_bytes(hashlib.sha256(attack.NAME.encode()).digest()[:8])
         keys = [(seed, int(id_numbers[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched]
         state = Batch(clean[rows], goal, classes, evaluator, keys)
         if len(searched):
@@ -239,6 +240,13 @@ def _class_numbers(what: str, numbers: Any, count: int, classes: int) -> np.ndar
         raise ValueError(f"{what} must be one number an image ({count}), got shape {array.shape}")
     if array.min() < 0 or array.max() >= classes:
         raise ValueError(f"{what} must lie in 0 to {classes - 1}, got {array.min()} to {array.max()}")
+    return array.astype(np.int64)
+
+
+def _image_ids(ids: Any, count: int) -> np.ndarray:
+    array = np.arange(count) if ids is None else np.asarray(ids)
+    if array.dtype.kind not in "iu" or array.shape != (count,) or array.min() < 0:
+        raise ValueError(f"ids must be {count} integers of at least 0, got {array.dtype} of shape {array.shape}")
     return array.astype(np.int64)
 
 

@@ -1,6 +1,6 @@
 """Named data sets: where they come from, how they are verified, where they are kept."""
 
-import contextlib
+import errno
 import gzip
 import hashlib
 import os
@@ -121,8 +121,11 @@ def _keep(files: Files, folder: Path) -> None:
             (fresh / file).write_bytes(content)
         if folder.exists():  # broken, else it would not be fetched again
             shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # another process was first; what it kept is verified when read
+        try:
             fresh.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # those: another process was first, with the same
+                raise
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 

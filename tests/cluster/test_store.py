@@ -29,7 +29,7 @@ def write_shard(folder: RunFolder, plan: Plan, shard: int, *, shift: int = 0) ->
     targets = None if plan.targets is None else plan.targets[rows]
     labels = np.full(len(images), 3)
     result = FGSM()(model, images, labels, targets=targets, ids=plan.ids[rows] + shift)
-    write_part(result.to_table(), folder.part(shard), "0")
+    write_part(result.to_table(), folder.part(shard))
 
 
 @pytest.mark.parametrize("targeted", [True, False])
@@ -57,6 +57,18 @@ def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
     assert folder.done(plan) == [0, 2]
     folder.part(1).write_bytes(folder.part(0).read_bytes())
     assert folder.done(plan) == [0, 2]
+
+
+def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
+    plan, folder = a_plan(), RunFolder(tmp_path)
+    folder.create(plan)
+    with pytest.raises(WrongInput, match="no results yet"):
+        folder.table(plan)
+    for shard in (2, 0):
+        write_shard(folder, plan, shard)
+    (folder.parts / "part-000009.parquet").write_bytes(folder.part(0).read_bytes())
+    folder.part(1).write_bytes(b"broken")
+    assert folder.table(plan)["image_id"].to_pylist() == [int(i) for i in [*plan.ids[:4], *plan.ids[8:]]]
 
 
 def test_broken_plans_are_refused(tmp_path: Path) -> None:
@@ -121,4 +133,4 @@ def test_one_driver_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
         other.kill()
     assert not folder.busy()
     with folder.locked():
-        assert (tmp_path / ".lock").exists()
+        assert folder.busy()

@@ -76,7 +76,7 @@ def test_killed_three_times_and_resumed(mnist_folder: Path, tmp_path: Path, caps
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         assert parts(stormy) < 40
-    (stormy / "parts" / ".part-000039.parquet.0.tmp").write_bytes(b"half")
+    (stormy / "parts" / ".part-000039.parquet.0a1b.tmp").write_bytes(b"half")
     (stormy / "parts" / "part-000038.parquet").write_bytes(b"PAR1 broken")
     with contextlib.suppress(FileNotFoundError):
         (stormy / "parts" / "part-000037.parquet").unlink()
@@ -169,6 +169,13 @@ def test_a_finished_run_needs_no_ray(small_run: Path, mnist_folder: Path, monkey
         ("l0", 3),
         ("label", 9),
         ("success", None),
+        ("status", "already_wrong"),
+        ("status", "skipped"),
+        ("status", "certified"),
+        ("status", "failed"),
+        ("params_hash", "0123456789abcdef"),
+        ("seed", 7),
+        ("source_split", "train"),
         ("adversarial", None),
     ],
 )

@@ -1,5 +1,6 @@
 """The main job end to end on real MNIST, small; and the installed wheel in a stranger's folder."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -39,8 +40,13 @@ def test_the_main_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_the_wheel_works_beside_a_strangers_jobs(tmp_path: Path, mnist_folder: Path) -> None:
+    source = tmp_path / "source"
+    for name in ("analysis", "cluster", "jobs", "workers", "tests"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, source / name)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", ROOT],
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", source],
         check=True,
         capture_output=True,
         timeout=300,

@@ -61,7 +61,7 @@ def test_equals_brute_force(kind: str, saliency_map: str, theta: float, gamma: f
     features = images[0].size
     compared = 0
     for row in range(len(images)):
-        budget = features if gamma is None else int(gamma * features)
+        budget = features if gamma is None else int(gamma * features + 1e-9)
         levels, steps, lead = brute_force(model, images[row], targets[row], saliency_map, theta, budget, 30)
         if lead < 1e-4:  # a tie in float32: either choice is right
             continue
@@ -69,6 +69,7 @@ def test_equals_brute_force(kind: str, saliency_map: str, theta: float, gamma: f
         assert np.array_equal(result.adversarial[row].reshape(-1), levels), row
         assert result.generations[row] == steps
         assert result.gradients[row] == 2 * result.queries[row]
+        assert result.queries[row] == steps + 1
     assert compared >= 6
 
 
@@ -93,7 +94,7 @@ def test_gamma_is_never_overshot(gamma: float) -> None:
     images = random_images(shape, 10, 15)
     labels = predictions(model, images)
     result = JSMA(map="classes", theta=0.1, gamma=gamma)(model, images, labels, targets=(labels + 3) % classes)
-    assert result.distances.l0_features.max() <= int(gamma * images[0].size)
+    assert result.distances.l0_features.max() <= int(gamma * images[0].size + 1e-9)
 
 
 def test_nothing_admissible_is_exhausted_and_pixel_zero_is_left_alone() -> None:

@@ -8,6 +8,6 @@ from workers.attacks.jsma import JSMA
 __all__ = ["ATTACKS", "FGSM", "JSMA", "Attack", "DifferentialEvolution", "IterativeFGSM"]
 
 ATTACKS: dict[str, type[Attack]] = {
-    attack.name(): attack for attack in (FGSM, IterativeFGSM, JSMA, DifferentialEvolution)
+    attack.NAME: attack for attack in (FGSM, IterativeFGSM, JSMA, DifferentialEvolution)
 }
 """Every attack by the name that the command line and the results use."""

@@ -21,7 +21,8 @@ __all__ = ["Attack"]
 class Attack(BaseModel):
     """A search method with its parameters; immutable, and nothing of a search is kept in it.
 
-    Construct one with its parameters as keywords, then call it with data; a subclass overrides `_search`.
+    Construct one with its parameters as keywords, then call it with data. A subclass says what it searches
+    (`_search`) and what its budget is (`within`).
     torch is imported inside the functions that compute, so that parameters can be read without it.
 
     Raises:
@@ -31,17 +32,14 @@ class Attack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
+    CERTIFIES: ClassVar[bool] = False
+    """Whether a search that finds nothing proves that nothing in its space succeeds."""
 
     def __init__(self, **parameters: Any) -> None:
         try:
             super().__init__(**parameters)
         except ValidationError as error:
             raise WrongInput(first_problem(error)) from None
-
-    @classmethod
-    def name(cls) -> str:
-        """The name that the command line and the results use."""
-        return cls.NAME
 
     @property
     def params_hash(self) -> str:
@@ -61,6 +59,7 @@ class Attack(BaseModel):
         """
         return self
 
+    @abstractmethod
     def within(self, moved: "Distances", features: int) -> "np.ndarray":
         """bool ``[n]``: whether images that moved so far kept the attack's budget; met on whole levels.
 
@@ -68,7 +67,6 @@ class Attack(BaseModel):
             moved: how far each image is from its clean one.
             features: C·H·W of an image.
         """
-        return moved.l0 >= 0
 
     def __call__(self, model: "nn.Module", images: Any, labels: Any, **options: Any) -> "SearchResult":
         """Attacks images in this process; see `workers.search.search` for arguments and result."""

@@ -51,7 +51,8 @@ class IterativeFGSM(Attack):
 
     Kurakin, Goodfellow & Bengio (2016), "Adversarial examples in the physical world", section 2.2, without
     its clipping to an ε-ball: the steps themselves bound the change, by steps × step size. The iterate is
-    kept in full precision; an image is done at the first iterate that reaches the goal once rounded to 8 bits.
+    kept in full precision. An image is done at the first iterate that reaches the goal both as it is and rounded
+    to 8 bits (to try every iterate rounded would double the queries); after the last step it is judged rounded.
     """
 
     NAME: ClassVar[str] = "ifgsm"
@@ -66,19 +67,18 @@ class IterativeFGSM(Attack):
         import torch
 
         rows, images = batch.all_rows, batch.images.float().div(255)
-        for step in range(self.steps + 1):
+        for _ in range(self.steps):
             logits, (gradient,) = batch.vector_jacobian(
                 images, rows, lambda found, part: [batch.goal.loss_cotangent(found, part)]
             )
-            rounded = images.mul(255).round().to(torch.uint8)
-            batch.adversarial[rows] = rounded
             going = torch.ones_like(rows, dtype=torch.bool)
             hopeful = batch.goal.reached(logits, rows)
             if hopeful.any():
-                reached = batch.goal.reached(batch.logits(rounded[hopeful], rows[hopeful]), rows[hopeful])
-                going[hopeful] = ~reached
+                rounded = images[hopeful].mul(255).round().to(torch.uint8)
+                going[hopeful] = ~batch.goal.reached(batch.logits(rounded, rows[hopeful]), rows[hopeful])
             rows, images, gradient = rows[going], images[going], gradient[going]
-            if not len(rows) or step == self.steps:
+            if not len(rows):
                 return
             images = (images + self.step_size * gradient.sign()).clamp(0, 1)
+            batch.adversarial[rows] = images.mul(255).round().to(torch.uint8)
             batch.generations[rows] += 1

@@ -27,6 +27,11 @@ class DenseEvaluator:
             raise ValueError(f"batch must be a multiple of block, got {batch} and {block}")
         self.model, self.block, self.batch = model, block, batch
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return next(self.model.parameters(), torch.empty(0)).device
+
     def logits(self, images: Tensor) -> Tensor:
         """Logits float32 ``[n, classes]`` of images ``[n, C, H, W]``, uint8 or float in [0, 1]."""
         with torch.no_grad():

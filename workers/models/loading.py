@@ -96,7 +96,7 @@ def read_model(
 
 
 def check_model(model: nn.Module, dataset: Dataset) -> int:
-    """Tries a model on the first image of a data set.
+    """Tries a model on the first two images of a data set.
 
     Returns:
         The number of classes.

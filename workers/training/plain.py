@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,9 +16,9 @@ from torch import Tensor, nn
 
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
+from workers.files import exclusive, require_place, write_whole
 from workers.images import Dataset
 from workers.models.cnn import CNN
-from workers.results import require_place, sync_folder
 
 __all__ = ["Epoch", "Recipe", "train"]
 
@@ -88,17 +87,27 @@ def train(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_
         "epochs": [],
     }
     card = _same_training(folder, card)
-    epochs: list[dict[str, Any]] = card["epochs"]
+    epochs = card["epochs"]
     if len(epochs) > recipe.epochs:
         raise WrongInput(f"--epochs: {folder} has {len(epochs)} epochs already, got {recipe.epochs}")
     yield from (Epoch(**epoch) for epoch in epochs)
     if len(epochs) == recipe.epochs:
         return
 
+    with exclusive(folder):
+        yield from _remaining(training, test, recipe, folder, _same_training(folder, card), on_batch)
+
+
+def _remaining(
+    training: Dataset, test: Dataset, recipe: Recipe, folder: Path, card: dict[str, Any], on_batch: OnBatch
+) -> Iterator[Epoch]:
+    """Trains the epochs that the card does not list yet."""
+    epochs: list[dict[str, Any]] = card["epochs"]
+    sizes = {name: size for name, size in card["architecture"].items() if name != "name"}
     generator = torch.Generator().manual_seed(recipe.seed)
     with torch.random.fork_rng(devices=[]):  # the layers draw from torch's own stream
         torch.manual_seed(recipe.seed)
-        model = CNN(channels, height, width, classes)
+        model = CNN(**sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     if epochs:
         _restore(folder, card["weights"], model, optimizer)
@@ -146,7 +155,7 @@ def _same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
     if folder.exists() and not folder.is_dir():
         raise WrongInput(f"--out {folder}: exists and is not a folder")
     if not path.exists():
-        leftovers = ("epoch-", ".epoch-", ".model.json.")  # of a kill before the first checkpoint was whole
+        leftovers = ("epoch-", ".epoch-", ".model.json.", ".lock")  # of a kill before the first checkpoint was whole
         if folder.exists() and not all(entry.name.startswith(leftovers) for entry in folder.iterdir()):
             raise WrongInput(f"--out {folder}: exists and is not a model folder")
         require_place(folder)
@@ -165,7 +174,6 @@ def _same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
 
 
 def _save(folder: Path, card: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     stem = f"epoch-{len(card['epochs']):03d}"
     names = dict(model.named_parameters())
     moments = {
@@ -174,24 +182,14 @@ def _save(folder: Path, card: dict[str, Any], model: nn.Module, optimizer: torch
         for key, value in optimizer.state[parameter].items()
     }
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    _replace(folder / f"{stem}.safetensors", safetensors.torch.save(weights))
-    _replace(folder / f"{stem}.adam", safetensors.torch.save(moments))
+    write_whole(folder / f"{stem}.safetensors", safetensors.torch.save(weights))
+    write_whole(folder / f"{stem}.adam", safetensors.torch.save(moments))
     card["weights"] = f"{stem}.safetensors"
-    _replace(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())
+    write_whole(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())
     for old in [*folder.glob("epoch-*"), *folder.glob(".*.tmp")]:
         if old.stem != stem:
             with contextlib.suppress(OSError):
                 old.unlink()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def _restore(folder: Path, weights: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:

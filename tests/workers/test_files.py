@@ -1,0 +1,63 @@
+"""Files whole or absent, folders for one process."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from workers.errors import WrongInput
+from workers.files import exclusive, held, require_place, write_whole
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_whole(path, b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_writers_of_one_file_never_mix(tmp_path: Path) -> None:
+    path, contents = tmp_path / "file", [bytes([number]) * 300_000 for number in range(6)]
+    seen: set[bytes] = set()
+
+    def write(content: bytes) -> None:
+        for _ in range(20):
+            write_whole(path, content)
+            seen.add(path.read_bytes())
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen <= set(contents)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_one_holder_at_a_time_and_no_litter(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    assert not held(folder)
+    with exclusive(folder):
+        assert held(folder)
+        with pytest.raises(WrongInput, match="another brittle is writing"), exclusive(folder):
+            pass
+        (folder / ".lock").unlink()  # as a holder that ends does: the next one must not lock the dead file
+        with exclusive(folder):
+            assert held(folder)
+    assert not held(folder)
+    assert not list(folder.iterdir())
+
+
+def test_places_that_cannot_hold_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(WrongInput, match="is not a folder"):
+        require_place(tmp_path / "file" / "run")
+    require_place(tmp_path / "a" / "b")

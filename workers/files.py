@@ -1,0 +1,96 @@
+"""Files that are whole or absent, and folders that belong to one process at a time."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from workers.errors import WrongInput
+
+__all__ = ["exclusive", "held", "require_place", "write_whole"]
+
+LOCK_SECONDS = 1.0
+"""How long a lock is tried for: `held` takes it for an instant, and must not turn a starting driver away."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is either whole or absent, whatever is killed meanwhile, a power cut included.
+
+    The hidden temporary file has a name of its own, so that two writers of one file cannot mix.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # makes the rename itself survive
+    finally:
+        os.close(folder)
+
+
+def require_place(folder: Path) -> None:
+    """Refuses a folder that cannot be created or written to, before work is spent on what it is to hold.
+
+    Raises:
+        WrongInput: naming what stands in the way.
+    """
+    place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+    if not place.is_dir():
+        raise WrongInput(f"{folder}: {place} is not a folder")
+    if not os.access(place, os.W_OK):
+        raise WrongInput(f"{folder}: {place} cannot be written to")
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process, by a lock on its ``.lock`` that a kill -9 frees at once.
+
+    Raises:
+        WrongInput: when another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, deadline = folder / ".lock", time.monotonic() + LOCK_SECONDS
+    while True:
+        with path.open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WrongInput(f"{folder}: another brittle is writing there") from None
+                time.sleep(0.05)
+                continue
+            try:
+                current = path.stat().st_ino
+            except FileNotFoundError:
+                current = None
+            if current != os.fstat(file.fileno()).st_ino:  # its last holder removed it: lock the one that is there
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def held(folder: Path) -> bool:
+    """Whether a process holds the folder now; changes nothing there."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
