@@ -1,5 +1,7 @@
 """Real data and a real model, made once a session."""
 
+import hashlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,11 @@ def mnist() -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def mnist_folder(tmp_path_factory: pytest.TempPathFactory, mnist: Dataset) -> Path:
-    """The seed's CNN after two epochs on the 60,000 training images."""
-    folder = tmp_path_factory.mktemp("models") / "mnist"
+def mnist_folder(request: pytest.FixtureRequest, mnist: Dataset) -> Path:
+    """The seed's CNN after two epochs on the 60,000 training images, kept until what makes it changes."""
+    makers = [inspect.getfile(thing) for thing in (CNN, train, Dataset)]
+    version = hashlib.sha256(b"".join(Path(maker).read_bytes() for maker in makers)).hexdigest()[:12]
+    folder = request.config.cache.mkdir(f"mnist-{version}")
     torch.set_num_threads(2)
     epochs = list(train(load_data("mnist", "train"), mnist, Recipe(epochs=2), folder, on_batch=lambda *_: None))
     torch.set_num_threads(1)

@@ -276,3 +276,34 @@ def test_a_users_model_that_breaks_on_one_image(tmp_path: Path, capsys: pytest.C
     assert [row["image_id"] for row in found if row["status"] == "failed"] == [6]
     assert "cannot see white corners" in found[6]["error"]
     assert "1 failed" in process.stdout
+
+
+def test_a_joined_cluster_that_was_started_elsewhere(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("head", "mine"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "mine" / "cluster_model.py").write_text(
+        "from workers.models.cnn import CNN\n\n\ndef net():\n    return CNN()\n"
+    )
+    weights = next(mnist_folder.glob("*.safetensors"))
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    head = [
+        *ray,
+        "start",
+        "--head",
+        "--port=6388",
+        "--num-cpus=2",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+    ]
+    subprocess.run(head, cwd=tmp_path / "head", check=True, capture_output=True, timeout=120)
+    try:
+        monkeypatch.chdir(tmp_path / "mine")
+        arguments = ["attack", "fgsm", "--model", "cluster_model:net", "--weights", str(weights), "--data", "mnist"]
+        joined = [*arguments, "--limit", "20", "--out", "run", "--address", "127.0.0.1:6388"]
+        assert main(joined) == 0, capsys.readouterr().err
+        assert {row["status"] for row in rows(tmp_path / "mine" / "run")} <= {"success", "exhausted", "already_wrong"}
+        assert main(["verify", "run"]) == 0
+    finally:
+        subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True, timeout=120)
