@@ -24,6 +24,7 @@ class Summary:
         l0, l2, linf: medians over the successes, None without any.
         queries: median over the searched rows, None without any.
         seconds: worker time in all.
+        first_error: the first failed row's image and reason, None without any.
     """
 
     counts: Mapping[Status, int]
@@ -33,6 +34,7 @@ class Summary:
     linf: float | None
     queries: float | None
     seconds: float
+    first_error: str | None
 
 
 def summarise(table: pa.Table) -> Summary:
@@ -42,6 +44,7 @@ def summarise(table: pa.Table) -> Summary:
     ended = [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED]
     successes = table.filter(table["success"])
     searched = table.filter(pc.is_in(status, pa.array([str(name) for name in ended])))
+    broken = table.filter(pc.equal(status, str(Status.FAILED))).slice(0, 1).select(["image_id", "error"]).to_pylist()
     return Summary(
         counts=counts,
         success=Rate(len(successes), len(searched)),
@@ -50,6 +53,7 @@ def summarise(table: pa.Table) -> Summary:
         linf=_median(successes["linf"]),
         queries=_median(searched["queries"]),
         seconds=pc.sum(table["seconds"]).as_py() or 0.0,
+        first_error=f"image {broken[0]['image_id']}: {broken[0]['error']}" if broken else None,
     )
 
 

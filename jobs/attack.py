@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from cyclopts import App, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
 
+from jobs.examples import examples
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.subject import SubjectOptions, load_subject
 from workers.attacks import ATTACKS, Attack
@@ -21,15 +22,12 @@ app = App(
 
     An interrupted search is resumed by the same command. SPEC.yaml holds `attack: NAME` and any of that
     attack's flags, without the dashes; flags on the command line override it.
-
-    Examples:
-
-    brittle attack ifgsm --model MODEL --data mnist --label 2 --correct --limit 200 --target 6 --out RUN
-
-    brittle attack jsma --model package.module:function --data images.npz --target all --gamma 0.145 --out RUN
-
-    brittle attack SPEC.yaml --limit 10
     """,
+    help_epilogue=examples(
+        "brittle attack ifgsm --model MODEL --data mnist --label 2 --correct --limit 200 --target 6 --out RUN",
+        "brittle attack jsma --model package.module:function --data images.npz --target all --gamma 0.145 --out RUN",
+        "brittle attack SPEC.yaml --limit 10",
+    ),
 )
 
 _IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group("Attack")
@@ -54,10 +52,6 @@ def _command(kind: type[Attack]) -> Any:
     run.__annotations__["attack"] = Annotated[kind, Parameter(name="*", group=_PARAMETERS)]
     run.__doc__ = f"""{kind.__doc__}
 
-    Example:
-
-    brittle attack {kind.NAME} --model MODEL --data mnist --correct --limit 100 --out RUN
-
     Args:
         out: Folder for the results; a run that is there already is resumed.
     """
@@ -65,7 +59,8 @@ def _command(kind: type[Attack]) -> Any:
 
 
 for _name, _kind in ATTACKS.items():
-    app.command(_command(_kind), name=_name)
+    _example = f"brittle attack {_name} --model MODEL --data mnist --correct --limit 100 --out RUN"
+    app.command(_command(_kind), name=_name, help_epilogue=examples(_example))
 
 
 @app.default
@@ -81,7 +76,10 @@ def from_file(
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         raise WrongInput(f"unknown attack {name}: expected one of {', '.join(ATTACKS)}, or a .yaml file")
-    return int(app([*_tokens(path, list(flags))], exit_on_error=False, print_error=False) or 0)
+    try:
+        return int(app(_tokens(path, list(flags)), exit_on_error=False, print_error=False) or 0)
+    except CycloptsError as error:
+        raise WrongInput(f"{path}: {' '.join(str(error).split())}") from error
 
 
 def _tokens(path: Path, flags: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import sys
 
 from cyclopts import App
 
+from jobs.examples import examples
 from jobs.progress import say
 from workers.errors import WrongInput
 from workers.sources import NAMES, load_data
@@ -16,11 +17,10 @@ app = App(
 
     Sources are tried in turn and every file's SHA-256 is checked. The cache is the user's own, or
     $BRITTLE_CACHE.
-
-    Example:
-
-    brittle data mnist
     """,
+    help_epilogue=examples(
+        "brittle data mnist",
+    ),
 )
 
 

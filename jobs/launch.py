@@ -84,6 +84,7 @@ class WorkerHost:
     def pool(self) -> SearchPool:
         """The pool, started at the first call."""
         if self._pool is None:
+            say("starting Ray" if not self.where.address else f"joining Ray at {self.where.address}")
             session = self._stack.enter_context(open_session(self.where.address))
             self._pool = start_pool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
@@ -129,6 +130,8 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
 
     summary = summarise(folder.table(plan))
     print(sentence(attack, selection.target, summary))
+    if summary.first_error:
+        say(f"the first failure: {summary.first_error}")
     subject.warn_near_chance(1 - summary.counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summary
 

@@ -38,7 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return Exit.INTERRUPTED
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
+        if not isinstance(error, RuntimeError | OSError) and not _is_from_ray(error):
+            raise  # a fault of brittle's own, whose traceback is wanted
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             say(f"brittle: {_one_line(error)}")
             return Exit.WRONG_INPUT
@@ -69,6 +71,12 @@ def _version() -> str:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
+
+
+def _is_from_ray(error: Exception) -> bool:
+    """Whether Ray itself failed: a node that died, an object that was lost."""
+    ray = sys.modules.get("ray")
+    return ray is not None and isinstance(error, ray.exceptions.RayError)
 
 
 def _one_line(error: BaseException) -> str:

@@ -64,7 +64,10 @@ class RecordedRun:
         ):
             if have != want:
                 name = options.model if what == "model" else options.data
-                raise WrongInput(f"{self.folder.path}: {what} {name} is not the one of this run (its content changed)")
+                hint = " (a function that draws new weights at each call needs --weights)" * (what == "model")
+                raise WrongInput(
+                    f"{self.folder.path}: {what} {name} is not the one of this run: its content changed{hint}"
+                )
         return subject
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from jobs.examples import examples
 from jobs.recorded import RecordedRun, open_run
 from jobs.subject import Subject
 from workers.errors import WrongInput
@@ -16,11 +17,10 @@ __all__ = ["app", "write_page"]
 app = App(
     name="report",
     help="""Write runs of one model and data set as one self-contained HTML page.
-
-    Example:
-
-    brittle report RUN_A RUN_B --out page.html --open
     """,
+    help_epilogue=examples(
+        "brittle report RUN_A RUN_B --out page.html --open",
+    ),
 )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.examples import examples
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
 from jobs.recorded import open_run
@@ -29,13 +30,11 @@ app = App(
 
     Trains the CNN (or reuses it), attacks ten correctly classified 2s and a larger mixed sample, and writes
     the page. What is finished is reused, so a second start takes seconds.
-
-    Examples:
-
-    brittle run --out experiment
-
-    brittle run --out experiment-full --population 5000 --generations 400
     """,
+    help_epilogue=examples(
+        "brittle run --out experiment",
+        "brittle run --out experiment-full --population 5000 --generations 400",
+    ),
 )
 
 

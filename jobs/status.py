@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from jobs.examples import examples
 from jobs.launch import sentence
 from jobs.recorded import open_run
 
@@ -13,11 +14,10 @@ __all__ = ["app"]
 app = App(
     name="status",
     help="""Show how far a run is and what it has found so far.
-
-    Example:
-
-    brittle status RUN
     """,
+    help_epilogue=examples(
+        "brittle status RUN",
+    ),
 )
 
 
@@ -36,7 +36,10 @@ def status(run: Path) -> int:
     if done:
         from analysis.summary import summarise
 
-        print(sentence(recorded.attack, plan.frozen["target"], summarise(recorded.table())))
+        summary = summarise(recorded.table())
+        print(sentence(recorded.attack, plan.frozen["target"], summary))
+        if summary.first_error:
+            print(f"the first failure: {summary.first_error}")
     return 0
 
 

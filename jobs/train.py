@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.examples import examples
 from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from workers.errors import WrongInput
@@ -22,13 +23,11 @@ app = App(
     help="""Train the seed's CNN and keep a checkpoint after every epoch.
 
     Interrupted, or asked for more epochs, the same command goes on from the last checkpoint.
-
-    Examples:
-
-    brittle train --data mnist --out MODEL
-
-    brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20
     """,
+    help_epilogue=examples(
+        "brittle train --data mnist --out MODEL",
+        "brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20",
+    ),
 )
 
 
@@ -84,6 +83,7 @@ def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> lis
 
     from workers.training.plain import train as epochs_of
 
+    say(f"training on {len(training)} images of {training.name}, testing on {len(test)}")
     torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
     with _interruptible(out), progress(recipe.epochs * steps, "training", "steps") as bar:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cyclopts import App
 
+from jobs.examples import examples
 from jobs.progress import progress
 from jobs.recorded import open_run
 from workers.results import Status
@@ -17,11 +18,10 @@ app = App(
 
     Labels, predictions, confidences, distances, success and the attack's budget are computed anew; floats may
     differ by 1e-4. Exit code 1 names the first row that differs, or the shards that a run still lacks.
-
-    Example:
-
-    brittle verify RUN
     """,
+    help_epilogue=examples(
+        "brittle verify RUN",
+    ),
 )
 
 

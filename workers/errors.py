@@ -15,6 +15,9 @@ class WrongInput(ValueError):
 def first_problem(error: ValidationError) -> str:
     """The first thing that pydantic found wrong, in one line that names the flag."""
     problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, WrongInput):  # refused by a model inside this one: it has said all
+        return str(cause)
     name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {name}"
