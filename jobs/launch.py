@@ -84,7 +84,6 @@ class WorkerHost:
     def pool(self) -> SearchPool:
         """The pool, started at the first call."""
         if self._pool is None:
-            say("starting Ray" if not self.where.address else f"joining Ray at {self.where.address}")
             session = self._stack.enter_context(open_session(self.where.address))
             self._pool = start_pool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
@@ -108,8 +107,8 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
         WrongInput: for options that do not fit the subject or the run that the folder holds.
         Interrupted: when stopped; the same command resumes.
     """
+    RunFolder(out).require_usable()
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
-    folder.require_usable()
     attack.check(subject.dataset.shape, subject.classes)
     frozen = _frozen(attack, subject, selection, host)
     if folder.exists:
@@ -196,6 +195,7 @@ def _dispatch(
             block=plan.frozen["block"],
             batch=plan.frozen["batch"],
             part=folder.part(index),
+            by_products=folder.by_products(index),
         )
 
     waiting = [index for index in range(plan.shards) if index not in finished]

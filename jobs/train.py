@@ -83,7 +83,6 @@ def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> lis
 
     from workers.training.plain import train as epochs_of
 
-    say(f"training on {len(training)} images of {training.name}, testing on {len(test)}")
     torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
     with _interruptible(out), progress(recipe.epochs * steps, "training", "steps") as bar:

@@ -48,9 +48,9 @@ def require_place(folder: Path) -> None:
     """
     place = next(path for path in [folder, *folder.absolute().parents] if path.exists())
     if not place.is_dir():
-        raise WrongInput(f"{folder}: {place} is not a folder")
+        raise WrongInput(f"--out {folder}: {place} is not a folder")
     if not os.access(place, os.W_OK):
-        raise WrongInput(f"{folder}: {place} cannot be written to")
+        raise WrongInput(f"--out {folder}: {place} cannot be written to")
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def exclusive(folder: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise WrongInput(f"{folder}: another brittle is writing there") from None
+                    raise WrongInput(f"--out {folder}: another brittle is writing there") from None
                 time.sleep(0.05)
                 continue
             try:

@@ -33,7 +33,15 @@ def rows(run: Path) -> list[dict[str, Any]]:
 def start(arguments: list[str], **options: Any) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "jobs.main", *arguments]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell's background job ignores SIGINT, and its children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
     )
 
 
@@ -212,9 +220,13 @@ def test_verify_says_what_is_missing(small_run: Path, tmp_path: Path, capsys: py
 
     copy = tmp_path / "copy"
     shutil.copytree(small_run, copy)
-    (copy / "parts" / "part-000001.parquet").unlink()
-    assert main(["verify", str(copy)]) == 1
-    assert "30 rows agree, but 1 of 4 shards are not done" in capsys.readouterr().out
+    part = copy / "parts" / "part-000001.parquet"
+    for break_it in (lambda: part.write_bytes(b"PAR1 broken"), part.unlink):
+        break_it()
+        assert main(["verify", str(copy)]) == 1
+        assert "30 rows agree, but 1 of 4 shards are not done" in capsys.readouterr().out
+        assert main(["status", str(copy)]) == 0
+        assert "stopped, resumable, 30 of 40 rows" in capsys.readouterr().out
 
 
 def test_yaml_is_the_flags_and_flags_override(
