@@ -44,6 +44,18 @@ def test_same_bits_in_every_layout(kind: str, mnist_model: nn.Module) -> None:
             assert torch.equal(part, whole[rows])
 
 
+def test_same_bits_for_strides_that_only_look_different(mnist_model: nn.Module) -> None:
+    images = torch.tensor(random_images((1, 28, 28), 16, 4))
+    evaluator = DenseEvaluator(mnist_model)
+    odd = images.to(memory_format=torch.channels_last).as_strided((16, 1, 28, 28), (784, 1, 28, 1))
+    assert torch.equal(odd, images)
+    assert torch.equal(evaluator.logits(odd), evaluator.logits(images))
+    for expected, found in zip(
+        evaluator.gradients(images, vectors)[1], evaluator.gradients(odd, vectors)[1], strict=True
+    ):
+        assert torch.equal(expected, found)
+
+
 def test_refuses_a_batch_that_is_no_multiple() -> None:
     with pytest.raises(ValueError, match="multiple of block"):
         DenseEvaluator(nn.Flatten(), block=16, batch=40)

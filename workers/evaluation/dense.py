@@ -54,7 +54,7 @@ class DenseEvaluator:
         logits, gradients = [], []
         for start in range(0, len(images), self.batch):
             rows = slice(start, min(start + self.batch, len(images)))
-            inputs = self._padded(images[rows]).detach().requires_grad_(True)
+            inputs = self._padded(images[rows]).requires_grad_(True)
             with torch.enable_grad():
                 outputs = self.model(inputs)
             real = outputs.detach()[: rows.stop - start]
@@ -70,9 +70,12 @@ class DenseEvaluator:
         return torch.cat(logits), [torch.cat(parts) for parts in zip(*gradients, strict=True)]
 
     def _padded(self, images: Tensor) -> Tensor:
-        if images.dtype == torch.uint8:
-            images = images.float().div(255)
-        missing = -len(images) % self.block
-        if missing:
-            images = torch.cat([images, images.new_zeros((missing, *images.shape[1:]))])
-        return images.contiguous()
+        """Floats in [0, 1], zeros behind them up to a multiple of the block.
+
+        Always a fresh tensor: where C is 1, an indexed one may be contiguous and yet have the strides of the
+        channels-last layout, for which the convolution takes another kernel and gives other bits.
+        """
+        count = len(images)
+        padded = torch.zeros((count + -count % self.block, *images.shape[1:]), device=images.device)
+        padded[:count] = images
+        return padded.div_(255) if images.dtype == torch.uint8 else padded
