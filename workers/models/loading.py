@@ -47,7 +47,7 @@ class ModelRecipe:
         model = _construct(self.architecture)
         model.load_state_dict(safetensors.torch.load(self.weights))
         if self.mean:
-            model = _Normalised(model, self.mean, self.std)
+            model = Normalised(model, self.mean, self.std)
         return model.to(device).eval().requires_grad_(False)
 
 
@@ -124,7 +124,7 @@ def check_model(model: nn.Module, dataset: Dataset) -> int:
     return logits.shape[1]
 
 
-class _Normalised(nn.Module):
+class Normalised(nn.Module):
     """A model behind ``(x − mean) / std`` for each channel, so that attacks stay in [0, 1]."""
 
     mean: Tensor

@@ -1,0 +1,149 @@
+"""Reading a model as a chain of convolutions, ReLUs and linear layers: what the incremental evaluator takes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from workers.models.loading import Normalised
+
+__all__ = ["Chain", "Layer", "read_chain"]
+
+_RELUS = {torch.relu, nn.functional.relu, torch.relu_}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A zero-padded convolution without groups; a linear layer is one whose kernel is its whole input.
+
+    Attributes:
+        weight: float32 ``[out, in, height, width]``.
+        bias: float32 ``[out]``.
+        stride, padding, dilation: rows and columns.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """The pre-activations ``[n, out, rows, columns]`` of inputs ``[n, in, rows, columns]``."""
+        return nn.functional.conv2d(inputs, self.weight, self.bias, self.stride, self.padding, self.dilation)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers with a ReLU between each two, behind a per-channel normalisation.
+
+    Attributes:
+        layers: the first takes the image, the last gives the logits.
+        mean, std: float32 ``[C]``.
+    """
+
+    layers: tuple[Layer, ...]
+    mean: Tensor
+    std: Tensor
+
+    def preactivations(self, images: Tensor) -> list[Tensor]:
+        """What each layer gives before its ReLU, for float images ``[n, C, H, W]`` in [0, 1]."""
+        hidden = (images - self.mean[:, None, None]) / self.std[:, None, None]
+        found: list[Tensor] = []
+        for layer in self.layers:
+            found.append(layer(hidden))
+            hidden = found[-1].relu()
+        return found
+
+
+def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
+    """Reads a model in ``eval()`` mode as a chain for images of ``(C, H, W)``; None when it is none.
+
+    The model is traced symbolically, so any way of writing a chain will do: ``nn.Sequential``, a ``forward``
+    with `torch.relu`, dropout and identity between. What is read is compared with the model on an image.
+    """
+    mean, std = torch.zeros(shape[0]), torch.ones(shape[0])
+    inner = model
+    if isinstance(model, Normalised):
+        mean, std = (part.detach().reshape(-1).expand(shape[0]).cpu() for part in (model.mean, model.std))
+        inner = model.model
+    try:
+        layers = _layers(inner, shape)
+    except Exception:  # tracing runs foreign code, and a model that cannot be traced is no chain
+        return None
+    if layers is None:
+        return None
+    chain = Chain(layers, mean, std)
+    probe = torch.linspace(0, 1, shape[0] * shape[1] * shape[2]).reshape(1, *shape)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        said, read = model(probe.to(device)).cpu(), chain.preactivations(probe)[-1].flatten(1)
+    same = said.shape == read.shape and torch.allclose(said, read, rtol=1e-4, atol=1e-4)
+    return chain if same else None
+
+
+def _layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Layer, ...] | None:
+    modules = dict(model.named_modules())
+    layers: list[Layer] = []
+    size, flat, rectified = torch.Size(shape), False, True  # the image itself counts as rectified: nothing is due
+    before: fx.Node | None = None
+    for node in fx.symbolic_trace(model).graph.nodes:
+        if node.op == "placeholder":
+            if before is not None:
+                return None
+        elif node.op == "output":
+            return tuple(layers) if node.args == (before,) and flat and not rectified else None
+        elif node.all_input_nodes != [before] or len(node.users) != 1:
+            return None
+        elif _is_relu(node, modules):
+            if not layers:
+                return None
+            rectified = True
+        elif _is_flatten(node, modules):
+            flat = True
+        elif not _is_nothing(node, modules):
+            layer = _layer(modules.get(node.target), size, flat=flat)
+            if layer is None or not rectified:
+                return None
+            layers.append(layer)
+            size = layer(torch.zeros(1, *size)).shape[1:]
+            rectified = False
+        before = node
+    return None
+
+
+def _layer(module: Any, size: torch.Size, *, flat: bool) -> Layer | None:
+    if isinstance(module, nn.Conv2d) and not flat and module.groups == 1 and module.padding_mode == "zeros":
+        if isinstance(module.padding, str):
+            return None
+        weight = module.weight.detach().float().cpu()
+        sizes = (module.stride, module.padding, module.dilation)
+        return Layer(weight, _bias(module), *((int(a), int(b)) for a, b in sizes))
+    if isinstance(module, nn.Linear) and flat:
+        return Layer(module.weight.detach().float().cpu().reshape(-1, *size), _bias(module))
+    return None
+
+
+def _bias(module: nn.Conv2d | nn.Linear) -> Tensor:
+    if module.bias is None:
+        return torch.zeros(len(module.weight))
+    return module.bias.detach().float().cpu()
+
+
+def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.ReLU)
+    return node.target in _RELUS or (node.op == "call_method" and node.target in ("relu", "relu_"))
+
+
+def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+    whole = node.args[1:] in ((1,), (1, -1)) and not node.kwargs
+    return whole and (node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"))
+
+
+def _is_nothing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity | nn.Dropout | nn.Dropout2d)
