@@ -49,7 +49,7 @@ class Plan:
 
 
 class RunFolder:
-    """A run on disk: ``run.json``, ``plan.parquet`` and ``parts/part-*.parquet``.
+    """A run on disk: ``run.json``, ``plan.parquet``, ``parts/part-*.parquet``, for some attacks ``by-products/``.
 
     Args:
         path: the folder, which need not exist yet.
@@ -141,13 +141,17 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Removes the temporary files of processes that were killed; only for the holder of the lock."""
-        for stale in [*self.path.glob(".*.tmp"), *self.parts.glob(".*.tmp")]:
+        for stale in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
             with contextlib.suppress(OSError):
                 stale.unlink()
 
     def part(self, shard: int) -> Path:
         """The file of a shard's rows."""
         return self.parts / f"part-{shard:06d}.parquet"
+
+    def by_products(self, shard: int) -> Path:
+        """The file of what an attack leaves beside a shard's rows, by the same key; few attacks leave any."""
+        return self.path / "by-products" / f"part-{shard:06d}.parquet"
 
     def done(self, plan: Plan) -> list[int]:
         """The shards whose part is there with a valid footer and exactly the shard's rows."""

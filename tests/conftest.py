@@ -50,7 +50,7 @@ def correct(mnist: Dataset, mnist_model: nn.Module) -> np.ndarray:
 class ColourNet(nn.Module):
     """Not the seed's: three channels, non-square, batch normalisation, pooling, odd layer widths."""
 
-    SHAPE = (3, 13, 10)
+    SHAPE = (3, 7, 6)
     CLASSES = 7
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class ColourNet(nn.Module):
             nn.GELU(),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(17 * 6 * 5, 50),
+            nn.Linear(17 * 3 * 3, 50),
             nn.Tanh(),
             nn.Linear(50, self.CLASSES),
         )

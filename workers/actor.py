@@ -49,6 +49,7 @@ class Shard:
         split: the data set's split.
         block, batch: of the evaluator.
         part: the file to write.
+        by_products: the file for what the attack leaves beside its rows.
     """
 
     index: int
@@ -63,6 +64,7 @@ class Shard:
     block: int
     batch: int
     part: Path
+    by_products: Path
 
 
 @dataclass(frozen=True)
@@ -119,13 +121,17 @@ class SearchActor:
 
     def search(self, shard: Shard) -> ShardSummary:
         """Searches a shard and writes its part whole; a search that raises becomes rows that say so."""
-        from workers.results import Status, write_part
+        from workers.results import Status, by_products_table, write_part
 
         started = time.perf_counter()
         results = self._search(shard, np.arange(len(shard.ids)))
         import pyarrow as pa
 
         table = pa.concat_tables([result.to_table() for result in results])
+        beside = [extra for result in results if (extra := by_products_table(result)) is not None]
+        if beside:  # first, so that a part that is there has them
+            shard.by_products.parent.mkdir(exist_ok=True)
+            write_part(pa.concat_tables(beside), shard.by_products)
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
         ended = np.isin(status, [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED])

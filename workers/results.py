@@ -1,7 +1,7 @@
 """What a search returns, the one Arrow schema it is kept in, and the file it is written to."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ __all__ = [
     "Distances",
     "SearchResult",
     "Status",
+    "by_products_table",
     "distances",
     "schema",
     "write_part",
@@ -96,6 +97,7 @@ class SearchResult:
         worker: who searched.
         adversarial: uint8 ``[n, C, H, W]``, the image that was scored; after a failed search its last one.
         error: why a search broke, None elsewhere.
+        by_products: arrays ``[n, …]`` by name that the attack leaves beside the rows; zeros where not searched.
     """
 
     image_id: np.ndarray
@@ -118,6 +120,7 @@ class SearchResult:
     worker: str
     adversarial: np.ndarray
     error: Sequence[str | None]
+    by_products: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def failed(
@@ -206,6 +209,18 @@ class SearchResult:
             "error": pa.array(self.error, pa.string()),
         }
         return pa.table(columns, schema=schema(shape))
+
+
+def by_products_table(result: SearchResult) -> pa.Table | None:
+    """What an attack left beside its rows, by the same key, arrays flattened; None when it left nothing."""
+    if not result.by_products:
+        return None
+    rows = result.to_table().select(["image_id", "target", "params_hash"])
+    for name, values in result.by_products.items():
+        flat = pa.array(values.reshape(-1))
+        column = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, int(np.prod(values.shape[1:])))
+        rows = rows.append_column(name, column)
+    return rows
 
 
 def schema(shape: Sequence[int]) -> pa.Schema:

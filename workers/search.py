@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from workers.attacks.attack import Attack
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
 from workers.results import SearchResult, Status, distances
 
-__all__ = ["Batch", "Goal", "search"]
+__all__ = ["Around", "Batch", "Goal", "search"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,15 @@ class Goal:
         hit = logits.argmax(dim=1) == self.classes[rows]
         return ~hit if self.targets is None else hit
 
+    def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """float32 ``[n]``: how far the logits are from the goal; below zero where it is reached.
+
+        Untargeted, the label's logit over the best other one; targeted, the best other one over the target's.
+        """
+        chosen = self.classes[rows][:, None]
+        lead = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -float("inf")).amax(dim=1)
+        return lead if self.targets is None else -lead
+
     def loss_cotangent(self, logits: Tensor, rows: Tensor) -> Tensor:
         """The derivative ``[n, K]``, by the logits, of the loss that the search raises.
 
@@ -66,6 +76,8 @@ class Batch:
         goal: what each is to become.
         classes: the model's number of classes K.
         adversarial: uint8 ``[B, C, H, W]``, what the attack found; the clean images at first.
+        certified: bool ``[B]``, set by an attack that has tried all of its space.
+        by_products: arrays ``[B, …]`` by name that an attack leaves beside the rows, maps for example.
         queries, gradients, generations: int64 ``[B]``, counted a row.
     """
 
@@ -77,6 +89,8 @@ class Batch:
         self.queries, self.gradients, self.generations = (
             torch.zeros(len(images), dtype=torch.int64, device=images.device) for _ in range(3)
         )
+        self.certified = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        self.by_products: dict[str, Tensor] = {}
         self._evaluator, self._streams = evaluator, streams
 
     def __len__(self) -> int:
@@ -91,6 +105,12 @@ class Batch:
         """Logits ``[n, K]`` of images ``[n, C, H, W]`` (uint8, or float in [0, 1]), each one a query of its row."""
         self._count(self.queries, rows, 1)
         return self._evaluator.logits(images)
+
+    def around(self, images: Tensor, rows: Tensor) -> "Around":
+        """Few-pixel changes of images uint8 ``[m, C, H, W]``, each a query of its row (int64 ``[m]``)."""
+        shape = (images.shape[1], images.shape[2], images.shape[3])
+        evaluator = FewPixelEvaluator(self._evaluator, shape, threads=torch.get_num_threads())
+        return Around(self, Neighbourhood(evaluator, images), rows)
 
     def vector_jacobian(
         self, images: Tensor, rows: Tensor, cotangents: Callable[[Tensor, Tensor], Sequence[Tensor]]
@@ -114,6 +134,44 @@ class Batch:
 
     def _count(self, counter: Tensor, rows: Tensor, amount: int) -> None:
         counter.index_add_(0, rows, torch.full_like(rows, amount))
+
+
+@dataclass(frozen=True)
+class Around:
+    """Few-pixel changes of some images of a batch: judged, and counted as queries.
+
+    Attributes:
+        batch: the search's state.
+        neighbourhood: the images.
+        rows: int64 ``[m]``, the row of the batch that each image belongs to.
+    """
+
+    batch: Batch
+    neighbourhood: Neighbourhood
+    rows: Tensor
+
+    def judge(self, index: Tensor, position: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[n, K]``, margins ``[n]`` and success ``[n]`` of candidates (as of `Neighbourhood.logits`).
+
+        A candidate whose margin lies within twice the evaluator's tolerance is scored again by the whole model,
+        so success is what the whole model says of every candidate.
+        """
+        rows = self.rows[index]
+        self.batch._count(self.batch.queries, rows, 1)
+        logits, tolerance = self.neighbourhood.logits(index, position, levels)
+        margin = self.batch.goal.margin(logits, rows)
+        success = self.batch.goal.reached(logits, rows)
+        unsure = torch.nonzero(margin.abs() <= 2 * tolerance)[:, 0] if tolerance else rows[:0]
+        if len(unsure):
+            exact = self.neighbourhood.dense_logits(index[unsure], position[unsure], levels[unsure])
+            success[unsure] = self.batch.goal.reached(exact, rows[unsure])
+            margin[unsure] = self.batch.goal.margin(exact, rows[unsure])
+            logits[unsure] = exact
+        return logits, margin, success
+
+    def images(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
+        """The candidates as uint8 images ``[n, C, H, W]``."""
+        return changed_images(self.neighbourhood.images, index, position, levels)
 
 
 def search(
@@ -186,6 +244,7 @@ def search(
         adversarial[rows] = state.adversarial
         logits = evaluator.logits(adversarial)
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
+    status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
 
     counts = np.zeros((3, count), dtype=np.int64)
@@ -212,7 +271,15 @@ def search(
         worker=worker,
         adversarial=stored,
         error=[None] * count,
+        by_products={name: _spread(part, searched, count) for name, part in state.by_products.items()},
     )
+
+
+def _spread(part: Tensor, searched: np.ndarray, count: int) -> np.ndarray:
+    """The values of the searched rows among zeros for the others."""
+    values = np.zeros((count, *part.shape[1:]), dtype=part.cpu().numpy().dtype)
+    values[searched] = part.cpu().numpy()
+    return values
 
 
 def _eight_bit(images: Any) -> Tensor:

@@ -61,7 +61,21 @@ def shard_of(index: int, corner: int, folder: Path, model: SharedModel) -> Shard
     images = random_images((1, 4, 4), 3, index) // 2
     images[1, 0, 0, 0] = corner
     part = folder / f"part-{index}.parquet"
-    return Shard(index, model, FGSM(), 0, np.arange(3), images, np.zeros(3, int), None, "all", 16, 64, part)
+    return Shard(
+        index,
+        model,
+        FGSM(),
+        0,
+        np.arange(3),
+        images,
+        np.zeros(3, int),
+        None,
+        "all",
+        16,
+        64,
+        part,
+        folder / "b" / part.name,
+    )
 
 
 def test_a_dead_worker_costs_its_shard_alone_a_try(pool: SearchPool, tmp_path: Path) -> None:

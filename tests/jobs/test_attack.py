@@ -290,6 +290,19 @@ def test_a_users_model_that_breaks_on_one_image(tmp_path: Path, capsys: pytest.C
     assert "1 failed" in process.stdout
 
 
+def test_exact_verdicts_leave_their_maps_beside_the_rows(mnist_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    flags = ("one-pixel-exact", "--levels", "extremes", "--correct", "--limit", "9", "--shard-size", "2")
+    assert main(attack(mnist_folder, out, *flags)) == 0
+    found = rows(out)
+    beside = pq.read_table(out / "by-products").to_pylist()
+    assert [row["image_id"] for row in beside] == [row["image_id"] for row in found]
+    assert all(row["queries"] == 784 * 2 for row in found)
+    assert [row["successes"] > 0 for row in beside] == [row["success"] for row in found]
+    assert [sum(row["map"]) for row in beside] == [row["successes"] for row in beside]
+    assert main(["verify", str(out)]) == 0
+
+
 def test_a_joined_cluster_that_was_started_elsewhere(
     mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -130,14 +130,12 @@ def test_draws(strategy: Literal["best1bin", "rand1bin"], population: int) -> No
 def test_phenotype_reaches_every_row_column_and_level() -> None:
     top = np.nextafter(np.float32(1), np.float32(0))
     genes = torch.tensor([[0, 0, 0, 0.5, 0.999], [top, top, top, top, top]])
-    row, column, levels = phenotype(genes, 1, 13, 7)
-    assert row.flatten().tolist() == [0, 12]
-    assert column.flatten().tolist() == [0, 6]
+    position, levels = phenotype(genes, 1, 13, 7)
+    assert position.flatten().tolist() == [0, 12 * 7 + 6]
     assert levels.flatten().tolist() == [0, 128, 255, 255, 255, 255]
     grid = torch.rand((200_000, 3), generator=torch.Generator().manual_seed(1))
-    row, column, levels = phenotype(grid, 1, 3, 11)
-    assert sorted(set(row.flatten().tolist())) == list(range(3))
-    assert sorted(set(column.flatten().tolist())) == list(range(11))
+    position, levels = phenotype(grid, 1, 3, 11)
+    assert sorted(set(position.flatten().tolist())) == list(range(33))
     assert sorted(set(levels.flatten().tolist())) == list(range(256))
 
 
@@ -164,24 +162,6 @@ def test_finds_a_needle(fitness: Literal["probability", "margin"], target: int |
     assert (result.adversarial[:, 0, 4, 3] == 255).all()
     assert (result.distances.l0 == 1).all()
     assert (result.queries == 60 * (result.generations + 1)).all()
-
-
-def test_later_of_two_writes_to_a_pixel_stays() -> None:
-    class Two(DifferentialEvolution):
-        pass
-
-    images = torch.zeros((1, 1, 3, 3), dtype=torch.uint8)
-
-    class Fake:
-        pass
-
-    batch: Any = Fake()
-    batch.images = images
-    genes = torch.tensor([[0.5, 0.5, 0.2, 0.5, 0.5, 0.9]])
-    made = Two(pixels=2)._images(batch, genes, torch.tensor([0]))
-    assert made[0, 0, 1, 1] == int(0.9 * 256)
-    assert int((made != 0).sum()) == 1
-    assert not images.any()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

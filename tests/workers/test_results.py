@@ -36,7 +36,7 @@ def test_distances_by_hand() -> None:
 def test_the_table_has_the_schema() -> None:
     result = some_rows()
     table = result.to_table()
-    assert table.schema.equals(schema((3, 13, 10)), check_metadata=True)
+    assert table.schema.equals(schema((3, 7, 6)), check_metadata=True)
     assert table.schema.metadata[b"brittle.schema_version"] == SCHEMA_VERSION.encode()
     assert table["target"].null_count == 5
     images = np.array(table["adversarial"].to_pylist(), dtype=np.uint8).reshape(5, *table["shape"][0].as_py())
@@ -52,7 +52,7 @@ def test_failed_rows_hold_nothing_but_the_reason() -> None:
         split="test",
         seed=0,
         worker="w",
-        shape=(3, 13, 10),
+        shape=(3, 7, 6),
         reason="ValueError: no",
     )
     row = pa.concat_tables([some_rows().to_table(), failed.to_table()]).to_pylist()[-1]

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from workers.results import Distances
-    from workers.search import Batch
+    from workers.search import Around, Batch
 
 __all__ = ["DifferentialEvolution", "Draws", "crossover", "donors", "phenotype", "repair"]
 
-CHUNK = 1024
-"""Candidates turned into images at a time, which bounds the memory whatever the population."""
+CHUNK = 1 << 16
+"""Candidates judged at a time, which bounds the memory whatever the population and the number of images."""
 
 Strategy = Literal["best1bin", "rand1bin"]
 
@@ -65,6 +65,7 @@ class DifferentialEvolution(Attack):
         import torch
 
         rows = batch.all_rows
+        around = batch.around(batch.images, rows)
         genes = self.pixels * (2 + batch.images.shape[1])
         streams = [Draws(stream, self, genes) for stream in batch.draws(rows)]
 
@@ -74,7 +75,7 @@ class DifferentialEvolution(Attack):
         population = trials = drawn(stream.first_population() for stream in streams)
         fitness = torch.full(population.shape[:2], torch.inf, device=rows.device)
         for generation in range(self.generations + 1):
-            scores, hits = self._evaluate(batch, trials, rows)
+            scores, hits = self._evaluate(batch, around, trials, rows)
             better = scores <= fitness
             fitness = torch.where(better, scores, fitness)
             population = torch.where(better[:, :, None], trials, population)
@@ -82,7 +83,8 @@ class DifferentialEvolution(Attack):
             fittest_hit = scores.masked_fill(~hits, torch.inf).argmin(dim=1)
             each = torch.arange(len(rows), device=rows.device)
             shown = torch.where(done[:, None], trials[each, fittest_hit], population[each, best])
-            batch.adversarial[rows] = self._images(batch, shown, rows)
+            position, levels = phenotype(shown, self.pixels, batch.images.shape[2], batch.images.shape[3])
+            batch.adversarial[rows] = around.images(rows, position, levels)
             if generation == self.generations or bool(done.all()):
                 return
             going = ~done
@@ -99,7 +101,9 @@ class DifferentialEvolution(Attack):
             trials = repair(trials, drawn(stream.fresh() for stream in streams))
             batch.generations[rows] += 1
 
-    def _evaluate(self, batch: "Batch", individuals: "Tensor", rows: "Tensor") -> tuple["Tensor", "Tensor"]:
+    def _evaluate(
+        self, batch: "Batch", around: "Around", individuals: "Tensor", rows: "Tensor"
+    ) -> tuple["Tensor", "Tensor"]:
         """Fitness and success, each ``[b, population]``, of individuals ``[b, population, genes]``."""
         import torch
 
@@ -107,28 +111,18 @@ class DifferentialEvolution(Attack):
         fitness, success = [], []
         for start in range(0, len(owner), CHUNK):
             part = slice(start, start + CHUNK)
-            logits = batch.logits(self._images(batch, flat[part], owner[part]), owner[part])
-            fitness.append(self._fitness(batch, logits, owner[part]))
-            success.append(batch.goal.reached(logits, owner[part]))
+            position, levels = phenotype(flat[part], self.pixels, batch.images.shape[2], batch.images.shape[3])
+            logits, margin, hits = around.judge(owner[part], position, levels)
+            fitness.append(self._fitness(batch, logits, margin, owner[part]))
+            success.append(hits)
         shape = individuals.shape[:2]
         return torch.cat(fitness).view(shape), torch.cat(success).view(shape)
 
-    def _images(self, batch: "Batch", individuals: "Tensor", rows: "Tensor") -> "Tensor":
-        """The uint8 images ``[n, C, H, W]`` that individuals ``[n, genes]`` make of the clean ones."""
-        row, column, levels = phenotype(individuals, self.pixels, batch.images.shape[2], batch.images.shape[3])
-        images = batch.images[rows]
-        for pixel in range(self.pixels):  # in order, so that of two writes to one pixel the later stays
-            images[range(len(images)), :, row[:, pixel], column[:, pixel]] = levels[:, pixel]
-        return images
-
-    def _fitness(self, batch: "Batch", logits: "Tensor", rows: "Tensor") -> "Tensor":
-        chosen = batch.goal.classes[rows][:, None]
-        away = batch.goal.targets is None
-        if self.fitness == "probability":
-            probability = logits.softmax(dim=1).gather(1, chosen)[:, 0]
-            return probability if away else 1 - probability
-        margin = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -float("inf")).amax(dim=1)
-        return margin if away else -margin
+    def _fitness(self, batch: "Batch", logits: "Tensor", margin: "Tensor", rows: "Tensor") -> "Tensor":
+        if self.fitness == "margin":
+            return margin
+        probability = logits.softmax(dim=1).gather(1, batch.goal.classes[rows][:, None])[:, 0]
+        return probability if batch.goal.targets is None else 1 - probability
 
 
 @dataclass(frozen=True)
@@ -205,10 +199,11 @@ def repair(trials: "Tensor", fresh: "Tensor") -> "Tensor":
     return trials.where((trials >= 0) & (trials < 1), fresh)
 
 
-def phenotype(individuals: "Tensor", pixels: int, height: int, width: int) -> tuple["Tensor", "Tensor", "Tensor"]:
-    """Rows and columns, int64 ``[n, k]``, and levels, uint8 ``[n, k, C]``, of genotypes ``[n, k·(2 + C)]``."""
+def phenotype(individuals: "Tensor", pixels: int, height: int, width: int) -> tuple["Tensor", "Tensor"]:
+    """Positions row·W + column, int64 ``[n, k]``, and levels, uint8 ``[n, k, C]``, of genotypes ``[n, k·(2 + C)]``."""
     import torch
 
     genes = individuals.view(len(individuals), pixels, -1)
-    row, column = (genes[:, :, 0] * height).long(), (genes[:, :, 1] * width).long()
-    return row.clamp(0, height - 1), column.clamp(0, width - 1), (genes[:, :, 2:] * 256).clamp(0, 255).to(torch.uint8)
+    row = (genes[:, :, 0] * height).long().clamp(0, height - 1)
+    column = (genes[:, :, 1] * width).long().clamp(0, width - 1)
+    return row * width + column, (genes[:, :, 2:] * 256).clamp(0, 255).to(torch.uint8)

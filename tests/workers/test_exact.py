@@ -1,0 +1,183 @@
+"""Exact verdicts against brute force with the whole model, and the beam that is built on them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.conftest import random_images, random_model
+from tests.workers.test_fgsm import predictions
+from workers.attacks import OnePixelExact, PixelBeam, TwoPixelExact
+from workers.errors import WrongInput
+from workers.evaluation.dense import DenseEvaluator
+from workers.images import Dataset
+from workers.results import Status, by_products_table
+
+
+def fragile(shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+    """A linear model on which single pixels matter."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 12), nn.ReLU(), nn.Linear(12, classes)).eval()
+
+
+def every_change(image: np.ndarray, pixels: int, values: list[tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+    """All images that k pixels make, and the pixels of each."""
+    height, width = image.shape[1:]
+    made, used = [], []
+    for places in itertools.combinations(range(height * width), pixels):
+        for chosen in itertools.product(values, repeat=pixels):
+            copy = image.copy()
+            for place, value in zip(places, chosen, strict=True):
+                copy[:, place // width, place % width] = value
+            made.append(copy)
+            used.append(places)
+    return np.array(made), np.array(used)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("kind", ["one", "extremes", "two", "colour"])
+def test_equals_brute_force(kind: str, targeted: bool) -> None:
+    shape = (3, 3, 3) if kind == "colour" else (1, 4, 3)
+    model = fragile(shape, 4, 1)
+    images = random_images(shape, 12, 2)
+    labels = predictions(model, images)
+    targets = (labels + 1) % 4 if targeted else None
+    grey = [(level,) for level in range(256)]
+    corners = list(itertools.product((0, 255), repeat=shape[0]))
+    attack, pixels, values = {
+        "one": (OnePixelExact(), 1, grey),
+        "extremes": (OnePixelExact(levels="extremes"), 1, corners),
+        "two": (TwoPixelExact(), 2, corners),
+        "colour": (OnePixelExact(), 1, corners),
+    }[kind]
+    result = attack(model, images, labels, targets=targets)
+    seen = set()
+    for row in range(len(images)):
+        made, used = every_change(images[row], pixels, values)
+        with torch.no_grad():
+            logits = model(torch.tensor(made).float().div(255)).numpy()
+        found = logits.argmax(axis=1)
+        hits = found != labels[row] if targets is None else found == targets[row]
+        assert result.by_products["successes"][row] == hits.sum()
+        assert np.array_equal(
+            result.by_products["map"][row], np.bincount(used[hits].ravel(), minlength=shape[1] * shape[2])
+        )
+        assert result.queries[row] == len(made)
+        assert result.success[row] == hits.any()
+        whole = kind in ("one", "two")
+        assert hits.any() or result.status[row] == (Status.CERTIFIED if whole else Status.EXHAUSTED)
+        chosen = labels[row] if targets is None else targets[row]
+        lead = logits[:, chosen] - np.delete(logits, chosen, axis=1).max(axis=1)
+        stored = model(torch.tensor(result.adversarial[row : row + 1]).float().div(255)).detach().numpy()[0]
+        kept = stored[chosen] - np.delete(stored, chosen).max()
+        sign = 1 if targets is None else -1
+        assert sign * kept == pytest.approx((sign * lead).min(), abs=1e-4)
+        seen.add(bool(hits.any()))
+    assert True in seen
+
+
+def test_one_pixel_on_mnist_equals_the_whole_model(mnist: Dataset, mnist_model: nn.Module, correct: np.ndarray) -> None:
+    """All 200,704 changes of digits near the boundary and of one far from it."""
+    logits = DenseEvaluator(mnist_model).logits(torch.tensor(mnist.images[correct]))
+    top = logits.topk(2).values
+    order = (top[:, 0] - top[:, 1]).argsort().numpy()
+    ids = correct[order[[0, 20, -1]]]
+    result = OnePixelExact()(mnist_model, mnist.images[ids], mnist.labels[ids], ids=ids)
+    positions, levels = np.divmod(np.arange(784 * 256), 256)
+    for row, image_id in enumerate(ids):
+        made = np.repeat(mnist.images[image_id].reshape(1, 784), len(positions), axis=0)
+        made[np.arange(len(made)), positions] = levels
+        found = DenseEvaluator(mnist_model).logits(torch.tensor(made.reshape(-1, 1, 28, 28))).argmax(dim=1).numpy()
+        hits = found != mnist.labels[image_id]
+        assert result.by_products["successes"][row] == hits.sum()
+        assert np.array_equal(
+            result.by_products["map"][row].reshape(28, 28).ravel(), np.bincount(positions[hits], minlength=784)
+        )
+    assert list(result.status) == [Status.SUCCESS, Status.SUCCESS, Status.CERTIFIED]
+    table = by_products_table(result)
+    assert table is not None
+    assert table.column_names == ["image_id", "target", "params_hash", "successes", "map"]
+    assert table["map"].to_pylist()[0] == result.by_products["map"][0].tolist()
+
+
+def test_beam_of_one_pixel_is_the_exact_verdict() -> None:
+    shape = (1, 6, 5)
+    model = fragile(shape, 4, 3)
+    images = random_images(shape, 12, 4)
+    labels = predictions(model, images)
+    exact = OnePixelExact()(model, images, labels)
+    beam = PixelBeam(pixels=1, levels="all")(model, images, labels)
+    assert np.array_equal(exact.success, beam.success)
+    assert np.array_equal(exact.adversarial[exact.success], beam.adversarial[exact.success])
+    assert (beam.queries == 30 * 255).all()  # the 30 changes to the level that is there already are not asked
+
+
+def test_beam_by_hand() -> None:
+    shape = (1, 4, 5)
+    model = fragile(shape, 3, 5)
+    images = random_images(shape, 8, 6)
+    labels = predictions(model, images)
+    result = PixelBeam(pixels=3)(model, images, labels)
+
+    def margin(image: np.ndarray, label: int) -> float:
+        with torch.no_grad():
+            logits = model(torch.tensor(image[None]).float().div(255))[0].numpy()
+        return float(logits[label] - np.delete(logits, label).max())
+
+    for row, label in enumerate(labels):
+        image, touched = images[row], set()
+        for _ in range(3):
+            options = []
+            for place, level in itertools.product(range(20), (0, 255)):
+                if place not in touched and image[0, place // 5, place % 5] != level:
+                    copy = image.copy()
+                    copy[0, place // 5, place % 5] = level
+                    options.append((margin(copy, label), place, copy))
+            best, place, image = min(options, key=lambda option: option[0])
+            touched.add(place)
+            if best < 0:
+                break
+        assert np.array_equal(result.adversarial[row], image)
+        assert result.success[row] == (best < 0)
+        assert result.distances.l0[row] == len(touched)
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_a_wider_beam_and_a_budget(kind: str) -> None:
+    model, shape, _ = random_model(kind, 7)
+    images = random_images(shape, 10, 8)
+    labels = predictions(model, images)
+    narrow = PixelBeam(pixels=4)(model, images, labels)
+    wide = PixelBeam(pixels=4, width=5)(model, images, labels)
+    assert wide.success.sum() >= narrow.success.sum()
+    assert (wide.queries[~wide.success] > narrow.queries[~wide.success]).all()
+    budget = PixelBeam(pixels=4, width=5, max_queries=150)(model, images, labels)
+    assert budget.queries.max() <= 150
+    assert budget.queries.max() == 150
+
+
+def test_finds_what_needs_two_orders_once() -> None:
+    """Two changes reach one image in two orders; the beam must not spend two of its places on it."""
+    from workers.attacks.pixel_beam import _first_of_each
+
+    images = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6], [3, 4]], dtype=torch.uint8)
+    assert _first_of_each(images).tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize(
+    ("attack", "says"),
+    [
+        (lambda: PixelBeam(levels="all"), "--levels"),
+        (lambda: PixelBeam(pixels=131), "--pixels"),
+        (lambda: PixelBeam(width=0), "--width"),
+        (lambda: OnePixelExact(levels="some"), "--levels"),
+    ],
+)
+def test_what_cannot_be_is_refused(attack: object, says: str) -> None:
+    model, shape, _ = random_model("colour", 9)
+    images = random_images(shape, 1, 10)
+    with pytest.raises(WrongInput, match=says):
+        attack()(model, images, predictions(model, images))  # type: ignore[operator]

@@ -1,0 +1,140 @@
+"""Exact few-pixel verdicts: every change of a stated space is tried."""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import numpy as np
+from pydantic import Field
+
+from workers.attacks.attack import Attack
+from workers.errors import WrongInput
+
+if TYPE_CHECKING:
+    from workers.results import Distances
+    from workers.search import Batch
+
+__all__ = ["OnePixelExact", "TwoPixelExact"]
+
+CHUNK = 1 << 18
+"""Candidates judged at a time."""
+
+
+class _Exhaustive(Attack):
+    """Tries every candidate of its space: the strongest is kept, the successes are counted and mapped.
+
+    An image of which no candidate succeeds is certified. By-products: ``successes``, how many candidates
+    succeed, and ``map``, for each pixel how many of the successes use it.
+    """
+
+    CERTIFIES: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def pixels(self) -> int:
+        """k, how many pixels a candidate changes."""
+
+    @abstractmethod
+    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Positions int64 ``[n, k]`` and levels uint8 ``[n, k, C]`` of all candidates, in chunks."""
+
+    @property
+    def shard_size(self) -> int:
+        return 16
+
+    def within(self, moved: "Distances", features: int) -> np.ndarray:
+        return moved.l0 <= self.pixels
+
+    def _search(self, batch: "Batch") -> None:
+        import torch
+
+        channels, height, width = batch.images.shape[1:]
+        batch.by_products["successes"] = torch.zeros(len(batch), dtype=torch.int64)
+        batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32)
+        for row in batch.all_rows.tolist():
+            around = batch.around(batch.images[row : row + 1], batch.all_rows[row : row + 1])
+            best = float("inf")
+            for positions, values in self._space((channels, height, width)):
+                position, levels = torch.from_numpy(positions), torch.from_numpy(values)
+                index = torch.zeros(len(position), dtype=torch.int64)
+                _, margin, success = around.judge(index, position, levels)
+                batch.by_products["successes"][row] += success.sum()
+                used = torch.bincount(position[success].flatten(), minlength=height * width)
+                batch.by_products["map"][row] += used.to(torch.int32)
+                strongest = margin.argmin()
+                if margin[strongest] < best:
+                    best = float(margin[strongest])
+                    chosen = strongest[None]
+                    batch.adversarial[row] = around.images(index[:1], position[chosen], levels[chosen])[0]
+        batch.certified = (batch.by_products["successes"] == 0) & self._whole(channels)
+
+    def _whole(self, channels: int) -> bool:
+        """Whether the space is all that k pixels can become, as its name states it."""
+        return True
+
+
+class OnePixelExact(_Exhaustive):
+    """Every change of one pixel: all H·W·256 of a grey image, or the 2ᶜ corners of each pixel's channels.
+
+    The exact verdict that one-pixel searches (Su, Vargas & Sakurai, 2019) are measured against. With
+    ``--levels extremes``, and on colour images, whose 256ᶜ values are too many, only black and white of each
+    channel are tried: the remainder is not, and an image without a success is exhausted, not certified.
+    """
+
+    NAME: ClassVar[str] = "one-pixel-exact"
+
+    levels: Literal["all", "extremes"] = Field("all", description="Levels of a changed pixel: all 256, or 0 and 255.")
+
+    @property
+    def pixels(self) -> int:
+        return 1
+
+    def _whole(self, channels: int) -> bool:
+        return channels == 1 and self.levels == "all"
+
+    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        from workers.evaluation.few_pixel import all_levels
+
+        channels, height, width = shape
+        values = all_levels(channels, extremes=not self._whole(channels))
+        pixels = np.arange(height * width)
+        rows = max(1, CHUNK // len(values))
+        for start in range(0, len(pixels), rows):
+            part = pixels[start : start + rows]
+            yield part.repeat(len(values))[:, None], np.tile(values, (len(part), 1))[:, None]
+
+
+class TwoPixelExact(_Exhaustive):
+    """Every change of two pixels to black or white, each channel; 1.2 million candidates for a digit.
+
+    ``certified`` states that no two pixels made black or white (single ones are among them wherever a pixel is
+    black or white already) change the prediction; levels between are not tried.
+    """
+
+    NAME: ClassVar[str] = "two-pixel-exact"
+
+    @property
+    def pixels(self) -> int:
+        return 2
+
+    @property
+    def shard_size(self) -> int:
+        return 4
+
+    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
+        if shape[1] * shape[2] < 2:
+            raise WrongInput("two-pixel-exact: an image has one pixel only")
+        return self
+
+    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        from workers.evaluation.few_pixel import all_levels
+
+        channels, height, width = shape
+        one = all_levels(channels, extremes=True)
+        both = np.stack([one.repeat(len(one), axis=0), np.tile(one, (len(one), 1))], axis=1)
+        first, second = np.triu_indices(height * width, k=1)
+        pairs = np.stack([first, second], axis=1)
+        rows = max(1, CHUNK // len(both))
+        for start in range(0, len(pairs), rows):
+            part = pairs[start : start + rows]
+            yield part.repeat(len(both), axis=0), np.tile(both, (len(part), 1, 1))
