@@ -169,7 +169,7 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     text = f"{attack.NAME} {goal}: success {summary.success}"
     if summary.success.hits:
         text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
-    others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted", "certified")]
+    others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]
     return "; ".join([text, *others])
 
 

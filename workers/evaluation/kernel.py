@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import platformdirs
 
-# The compiled kernel is kept on the node, in a folder named by its source: a shipped working directory has a
-# new path each time, and numba does not see that an imported intrinsic was edited.
+# The compiled kernel is kept in the user's cache, in a folder named by its source: numba itself does not notice
+# that an imported intrinsic was edited. At a new path, as of a shipped working directory, it compiles anew (7 s).
 _SOURCES = [Path(__file__), Path(__file__).with_name("vectors.py")]
 _VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
 os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("brittle")) / "kernels" / _VERSION))
@@ -44,7 +44,6 @@ FIRST_CACHE = 24 << 10
 
 DENSE_INPUTS = 16
 """Inputs up to which all channels are pushed: finding out which of them changed costs more."""
-
 
 _OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
 _INLINE = {**_OPTIONS, "forceinline": True}

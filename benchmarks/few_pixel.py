@@ -1,0 +1,98 @@
+"""Few-pixel candidates a second: the incremental evaluator beside the best dense torch, in one process.
+
+    python benchmarks/few_pixel.py --model MODEL
+
+Ratios are medians over rounds in which both are timed one after the other, so that a machine whose speed
+drifts does not favour either. The dense rate is that of the best batch size and memory layout of this run.
+"""
+
+import argparse
+import copy
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.evaluation.chain import read_chain
+from workers.evaluation.incremental import IncrementalEvaluator
+from workers.models.loading import read_model
+from workers.sources import load_data
+
+ROUNDS = 7
+COUNT = 50_176
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of a model for MNIST")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and of the kernel")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = read_model(options.model).build()
+    chain = read_chain(model, (1, 28, 28))
+    if chain is None:
+        sys.exit("the model is no chain of convolutions, ReLUs and linear layers")
+    evaluator = IncrementalEvaluator(chain, (1, 28, 28), threads=options.threads)
+    digit = torch.tensor(load_data("mnist", "test").images[1:2])
+    state = evaluator.clean_state(digit)
+    dense, name = best_dense(model)
+
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; dense: {name}")
+    print(f"{'k':>3} {'multiply-adds':>14} {'incremental/s':>14} {'dense/s':>9} {'ratio':>7} {'of the dense G/s':>17}")
+    rng = np.random.default_rng(0)
+    for pixels in (1, 2, 3, 5):
+        position = rng.integers(0, 784, (COUNT, pixels))
+        levels = rng.integers(0, 256, (COUNT, pixels, 1)).astype(np.uint8)
+        push = partial(evaluator.logits, state, np.zeros(COUNT, np.int64), position, levels)
+        pairs = [(rate(push, COUNT), rate(dense, 6400)) for _ in range(ROUNDS)]
+        fast, slow = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(a / b for a, b in pairs)
+        operations = evaluator.operations(pixels)
+        share = fast * operations / (slow * evaluator.dense_operations)
+        print(f"{pixels:>3} {operations:>14,.0f} {fast:>14,.0f} {slow:>9,.0f} {ratio:>6.1f}× {share:>16.0%}")
+    position = np.arange(784).repeat(256)[:, None]
+    levels = np.tile(np.arange(256, dtype=np.uint8), 784)[:, None, None]
+    every = partial(evaluator.logits, state, np.zeros(len(position), np.int64), position, levels)
+    print(f"all 784×256 changes of one digit: {statistics.median(1 / rate(every, 1) for _ in range(5)):.3f} s")
+
+
+def best_dense(model: nn.Module) -> tuple[Callable[[], object], str]:
+    """A call that evaluates 6,400 whole images in the fastest layout and batch size, and its name."""
+    images = torch.rand(6400, 1, 28, 28)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = copy.deepcopy(model).to(memory_format=layout)
+        for batch in (32, 64, 100, 128, 256, 500):
+
+            def call(laid_out: nn.Module = laid_out, batch: int = batch) -> None:
+                with torch.inference_mode():
+                    for chunk in torch.split(images, batch):
+                        laid_out(chunk)
+
+            call()
+            name = f"{str(layout).removeprefix('torch.')}, batch {batch}"
+            found.append((statistics.median(rate(call, 6400) for _ in range(3)), name, call))
+    _, name, call = max(found, key=lambda entry: entry[0])
+    return call, name
+
+
+def rate(call: Callable[[], object], count: int) -> float:
+    """Calls a second times ``count``."""
+    started = time.perf_counter()
+    call()
+    return count / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()
