@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from analysis.page import RunView, render
@@ -18,7 +19,9 @@ from workers.models.loading import read_model
 
 
 def a_page() -> tuple[str, Dataset, list[RunView]]:
-    recipe = read_model("tests.conftest:ColourNet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(71)
+        recipe = read_model("tests.conftest:ColourNet")
     model = recipe.build()
     images = random_images(ColourNet.SHAPE, 30, 70)
     labels = predictions(model, images)
@@ -43,11 +46,14 @@ def test_the_page_needs_nothing_else_and_escapes_names() -> None:
 def test_its_numbers_are_the_rows() -> None:
     html, _, views = a_page()
     assert "90.0 %" in html  # 27 of 30 clean images are right
+    shown = 0
     for view in views:
         searched = [row for row in view.table.to_pylist() if row["status"] in ("success", "exhausted")]
         share = sum(row["success"] for row in searched) / len(searched)
         assert f"{share:.1%}".replace("%", " %") in html
-    assert html.count("<figure>") == 20
+        shown += min(10, len(searched))
+    assert html.count("<figure>") == shown
+    assert shown > 10
     assert "jsma → 2" in html
     assert "--map prediction --theta 1.0" in html
 
