@@ -2,18 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from workers.attacks.attack import Attack
-from workers.errors import WrongInput
+from workers.attacks.few_pixel import FewPixelAttack
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.results import Distances
     from workers.search import Around, Batch
 
 __all__ = ["DifferentialEvolution", "Draws", "crossover", "donors", "phenotype", "repair"]
@@ -24,7 +22,7 @@ CHUNK = 1 << 16
 Strategy = Literal["best1bin", "rand1bin"]
 
 
-class DifferentialEvolution(Attack):
+class DifferentialEvolution(FewPixelAttack):
     """Few-pixel attack by differential evolution.
 
     Su, Vargas & Sakurai (2019), "One pixel attack for fooling deep neural networks"; the strategies are
@@ -52,14 +50,6 @@ class DifferentialEvolution(Attack):
     @property
     def shard_size(self) -> int:
         return max(1, min(256, 200_000 // (self.population * (self.generations + 1))))
-
-    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
-        if self.pixels > shape[1] * shape[2]:
-            raise WrongInput(f"--pixels: an image has {shape[1] * shape[2]} pixels, got {self.pixels}")
-        return self
-
-    def within(self, moved: "Distances", features: int) -> np.ndarray:
-        return moved.l0 <= self.pixels
 
     def _search(self, batch: "Batch") -> None:
         import torch

@@ -2,16 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-import numpy as np
 from pydantic import Field
 
-from workers.attacks.attack import Attack
+from workers.attacks.few_pixel import FewPixelAttack
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workers.results import Distances
     from workers.search import Batch
 
 __all__ = ["PixelBeam"]
@@ -19,7 +17,7 @@ __all__ = ["PixelBeam"]
 IMAGES_AT_ONCE = 16
 
 
-class PixelBeam(Attack):
+class PixelBeam(FewPixelAttack):
     """Beam search over single-pixel changes, fewest pixels first.
 
     Brittle's own. Every change of one more pixel of the W best images found so far is judged by its margin; the
@@ -44,12 +42,7 @@ class PixelBeam(Attack):
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:
         if self.levels == "all" and shape[0] != 1:
             raise WrongInput(f"--levels: all goes with grey images, these have {shape[0]} channels")
-        if self.pixels > shape[1] * shape[2]:
-            raise WrongInput(f"--pixels: an image has {shape[1] * shape[2]} pixels, got {self.pixels}")
-        return self
-
-    def within(self, moved: "Distances", features: int) -> np.ndarray:
-        return moved.l0 <= self.pixels
+        return super().check(shape, classes)
 
     def _search(self, batch: "Batch") -> None:
         for start in range(0, len(batch), IMAGES_AT_ONCE):
