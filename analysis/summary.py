@@ -9,9 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.statistics import Rate
+from workers.attacks.attack import Attack
 from workers.results import Status
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["Summary", "at_budget", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,13 @@ class Summary:
     first_error: str | None
 
 
+def at_budget(table: pa.Table, attack: Attack) -> pa.Table:
+    """The rows that an attack made with just these parameters, of a run over several budgets."""
+    return table.filter(pc.equal(table["params_hash"], attack.params_hash))
+
+
 def summarise(table: pa.Table) -> Summary:
-    """Summarises the rows of one run."""
+    """Summarises the rows of one run at one budget."""
     status = table["status"].cast(pa.string())
     counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
     ended = [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED]

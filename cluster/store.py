@@ -29,22 +29,34 @@ class Plan:
         recorded: what is only written down: names and paths, versions.
         ids: int64 ``[n]``, image ids in the order of the plan.
         targets: int64 ``[n]``, None when untargeted.
-        shard_size: rows a shard; shard i holds rows i·size to (i + 1)·size.
+        params_hashes: what the results call the attack at each of its budgets; a part holds its shard's images
+            once for each, a budget after the other.
+        shard_size: images (and targets) a shard; shard i holds those from i·size to (i + 1)·size.
     """
 
     frozen: dict[str, Any]
     recorded: dict[str, Any]
     ids: np.ndarray
     targets: np.ndarray | None
+    params_hashes: tuple[str, ...]
     shard_size: int
+
+    @property
+    def rows(self) -> int:
+        """The rows of the whole run."""
+        return len(self.ids) * len(self.params_hashes)
 
     @property
     def shards(self) -> int:
         """The number of shards."""
         return -(-len(self.ids) // self.shard_size)
 
-    def rows(self, shard: int) -> slice:
-        """The rows of a shard."""
+    def part_rows(self, shard: int) -> int:
+        """The rows of a shard's part."""
+        return len(self.ids[self.span(shard)]) * len(self.params_hashes)
+
+    def span(self, shard: int) -> slice:
+        """Where a shard's images are in the plan."""
         return slice(shard * self.shard_size, min((shard + 1) * self.shard_size, len(self.ids)))
 
 
@@ -87,8 +99,9 @@ class RunFolder:
         content = {
             "frozen": plan.frozen,
             "recorded": plan.recorded,
+            "params_hashes": plan.params_hashes,
             "shard_size": plan.shard_size,
-            "rows": len(plan.ids),
+            "images": len(plan.ids),
         }
         write_whole(self.path / "run.json", (json.dumps(content, indent=1) + "\n").encode())
 
@@ -117,12 +130,13 @@ class RunFolder:
                 content["recorded"],
                 ids,
                 None if targets.null_count else targets.to_numpy().astype(np.int64),
+                tuple(content["params_hashes"]),
                 content["shard_size"],
             )
             if plan.shard_size < 1:
                 raise ValueError(f"run.json has shard_size {plan.shard_size}")
-            if len(ids) != content["rows"]:
-                raise ValueError(f"run.json says {content['rows']} rows, plan.parquet has {len(ids)}")
+            if len(ids) != content["images"]:
+                raise ValueError(f"run.json says {content['images']} images, plan.parquet has {len(ids)}")
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
             raise WrongInput(f"{self.path}: its plan cannot be read: {str(error).splitlines()[0]}") from None
         return plan
@@ -169,15 +183,18 @@ class RunFolder:
         return pa.concat_tables([pq.read_table(self.part(shard)) for shard in done])
 
     def _holds(self, plan: Plan, shard: int) -> bool:
-        path, rows = self.part(shard), plan.rows(shard)
+        path, span, budgets = self.part(shard), plan.span(shard), len(plan.params_hashes)
         if not path.exists():
             return False
         try:
-            keys = pq.read_table(path, columns=["image_id", "target"])
+            keys = pq.read_table(path, columns=["image_id", "target", "params_hash"])
         except (OSError, pa.ArrowException):
             return False
-        if not np.array_equal(keys["image_id"].to_numpy(), plan.ids[rows]):
+        if not np.array_equal(keys["image_id"].to_numpy(), np.tile(plan.ids[span], budgets)):
+            return False
+        if keys["params_hash"].to_pylist() != [name for name in plan.params_hashes for _ in plan.ids[span]]:
             return False
         if plan.targets is None:
             return bool(keys["target"].null_count == len(keys))
-        return not keys["target"].null_count and np.array_equal(keys["target"].to_numpy(), plan.targets[rows])
+        targets = np.tile(plan.targets[span], budgets)
+        return not keys["target"].null_count and np.array_equal(keys["target"].to_numpy(), targets)

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from jobs.examples import examples
 from jobs.launch import Selection, Where, WorkerHost, launch
-from jobs.subject import SubjectOptions, load_subject
+from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, Attack
 from workers.errors import WrongInput
 from workers.results import Status
@@ -33,6 +34,32 @@ app = App(
 _IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group("Attack")
 
 
+def _flags(kind: type[Attack]) -> type[BaseModel]:
+    """The parameters as the command line takes them: the budget as text, which may name several values."""
+    if kind.BUDGET is None:
+        return kind
+    known = kind.model_fields[kind.BUDGET]
+    default = Field(
+        None if known.default is None else str(known.default),
+        description=f"{known.description} Several, as 1,2,3, are searched in one run.",
+    )
+    fields: dict[str, Any] = {
+        name: (field.annotation, Field(field.default, description=field.description))
+        for name, field in kind.model_fields.items()
+    }
+    fields[kind.BUDGET] = (str if known.default is not None else str | None, default)
+    return create_model(f"{kind.__name__}Flags", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+def _attacks(kind: type[Attack], flags: BaseModel | None) -> tuple[Attack, ...]:
+    """The attack at each of its budgets."""
+    parameters = dict(flags or {})
+    if kind.BUDGET and isinstance(text := parameters.get(kind.BUDGET), str):
+        number = int if kind.model_fields[kind.BUDGET].annotation is int else float
+        parameters[kind.BUDGET] = numbers(text, number, f"--{kind.BUDGET}")
+    return kind.at_each_budget(parameters)
+
+
 def _command(kind: type[Attack]) -> Any:
     def run(
         *,
@@ -43,13 +70,14 @@ def _command(kind: type[Attack]) -> Any:
         where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
     ) -> int:
         selection, where = selection or Selection(), where or Where()
+        attacks = _attacks(kind, attack)
         loaded = load_subject(subject)
         with WorkerHost(where) as host:
-            summary = launch(attack or kind(), loaded, selection, out, host)
+            summaries = launch(attacks, loaded, selection, out, host)
         print(f"results in {out}; check them with: brittle verify {out}")
-        return 1 if summary.counts.get(Status.FAILED) else 0
+        return 1 if any(summary.counts.get(Status.FAILED) for summary in summaries) else 0
 
-    run.__annotations__["attack"] = Annotated[kind, Parameter(name="*", group=_PARAMETERS)]
+    run.__annotations__["attack"] = Annotated[_flags(kind), Parameter(name="*", group=_PARAMETERS)]
     run.__doc__ = f"""{kind.__doc__}
 
     Args:

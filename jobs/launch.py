@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -47,7 +48,7 @@ class Selection(BaseModel):
         None, description="A class, all (every other class), random or least-likely; untargeted when absent."
     )
     seed: int = Field(0, ge=0, lt=2**63, description="Keys every random draw, together with image, target and attack.")
-    shard_size: int | None = Field(None, ge=1, description="Rows a shard; results do not depend on it.")
+    shard_size: int | None = Field(None, ge=1, description="Images (and targets) a shard; results do not depend on it.")
 
 
 class Where(BaseModel):
@@ -100,8 +101,10 @@ class Resolved:
     targets: np.ndarray | None
 
 
-def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, host: WorkerHost) -> "Summary":
-    """Runs a search into a folder, or what is left of it.
+def launch(
+    attacks: Sequence[Attack], subject: Subject, selection: Selection, out: Path, host: WorkerHost
+) -> "list[Summary]":
+    """Runs a search, at one budget or several, into a folder, or what is left of it; says what each came to.
 
     Raises:
         WrongInput: for options that do not fit the subject or the run that the folder holds.
@@ -109,8 +112,9 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
     """
     RunFolder(out).require_usable()
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
-    attack.check(subject.dataset.shape, subject.classes)
-    frozen = _frozen(attack, subject, selection, host)
+    for attack in attacks:
+        attack.check(subject.dataset.shape, subject.classes)
+    frozen = _frozen(attacks, subject, selection, host)
     if folder.exists:
         _compare(folder.plan(), frozen, selection, out)
     resolved = None if folder.exists else _resolve(subject, selection)
@@ -120,23 +124,26 @@ def launch(attack: Attack, subject: Subject, selection: Selection, out: Path, ho
         try:
             if plan is not None:
                 _compare(plan, frozen, selection, out)
-            plan = _complete(attack, subject, selection, folder, plan, resolved, frozen, host)
+            plan = _complete(attacks, subject, selection, folder, plan, resolved, frozen, host)
         except WrongInput:
             if plan is None:
                 folder.forget(made)
             raise
-    from analysis.summary import summarise
+    from analysis.summary import at_budget, summarise
 
-    summary = summarise(folder.table(plan))
-    print(sentence(attack, selection.target, summary))
-    if summary.first_error:
-        say(f"the first failure: {summary.first_error}")
-    subject.warn_near_chance(1 - summary.counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
-    return summary
+    table, summaries = folder.table(plan), []
+    for attack in attacks:
+        summary = summarise(at_budget(table, attack))
+        print(sentence(attack, selection.target, summary))
+        if summary.first_error:
+            say(f"the first failure: {summary.first_error}")
+        summaries.append(summary)
+    subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
+    return summaries
 
 
 def _complete(
-    attack: Attack,
+    attacks: Sequence[Attack],
     subject: Subject,
     selection: Selection,
     folder: RunFolder,
@@ -156,17 +163,18 @@ def _complete(
     pool.probe(folder.parts)
     if plan is None:
         resolved = resolved or _resolve(subject, selection)
-        plan = _plan(frozen, subject, selection, resolved, len(pool.actors), attack)
+        plan = _plan(frozen, subject, selection, resolved, len(pool.actors), attacks)
         folder.create(plan)
     _compare(plan, frozen, selection, folder.path)
-    _dispatch(attack, subject, plan, folder, done, pool)
+    _dispatch(attacks, subject, plan, folder, done, pool)
     return plan
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     """A run in one line."""
     goal = "untargeted" if target is None else f"towards {target}"
-    text = f"{attack.NAME} {goal}: success {summary.success}"
+    budget = f" --{attack.BUDGET} {getattr(attack, attack.BUDGET)}" if attack.BUDGET else ""
+    text = f"{attack.NAME}{budget} {goal}: success {summary.success}"
     if summary.success.hits:
         text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
     others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]
@@ -174,23 +182,23 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
 
 
 def _dispatch(
-    attack: Attack, subject: Subject, plan: Plan, folder: RunFolder, done: list[int], pool: SearchPool
+    attacks: Sequence[Attack], subject: Subject, plan: Plan, folder: RunFolder, done: list[int], pool: SearchPool
 ) -> None:
     dataset, finished = subject.dataset, set(done)
     model = pool.share(subject.recipe)
 
     def load(index: int) -> Shard:
-        rows = plan.rows(index)
-        ids = plan.ids[rows]
+        span = plan.span(index)
+        ids = plan.ids[span]
         return Shard(
             index=index,
             model=model,
-            attack=attack,
+            attacks=tuple(attacks),
             seed=plan.frozen["seed"],
             ids=ids,
             images=dataset.images[ids],
             labels=dataset.labels[ids],
-            targets=None if plan.targets is None else plan.targets[rows],
+            targets=None if plan.targets is None else plan.targets[span],
             split=dataset.split,
             block=plan.frozen["block"],
             batch=plan.frozen["batch"],
@@ -199,8 +207,8 @@ def _dispatch(
         )
 
     waiting = [index for index in range(plan.shards) if index not in finished]
-    total = sum(len(plan.ids[plan.rows(index)]) for index in waiting)
-    title = attack.NAME if not finished else f"{attack.NAME} (resumed, {len(plan.ids) - total} rows done before)"
+    total, name = sum(plan.part_rows(index) for index in waiting), attacks[0].NAME
+    title = name if not finished else f"{name} (resumed, {plan.rows - total} rows done before)"
     lost: list[ShardFailure] = []
     searched = successes = failed = queries = 0
     seconds = 0.0
@@ -232,10 +240,10 @@ def _dispatch(
         )
 
 
-def _frozen(attack: Attack, subject: Subject, selection: Selection, host: WorkerHost) -> dict[str, Any]:
+def _frozen(attacks: Sequence[Attack], subject: Subject, selection: Selection, host: WorkerHost) -> dict[str, Any]:
     return {
-        "attack": attack.NAME,
-        "parameters": attack.model_dump(mode="json"),
+        "attack": attacks[0].NAME,
+        "parameters": Attack.parameters_of(attacks),
         **selection.model_dump(mode="json", exclude={"shard_size"}),
         "split": subject.dataset.split,
         "model": subject.recipe.content_hash,
@@ -315,7 +323,12 @@ def _with_targets(ids: np.ndarray, goal: str | int | None, subject: Subject, see
 
 
 def _plan(
-    frozen: dict[str, Any], subject: Subject, selection: Selection, resolved: Resolved, actors: int, attack: Attack
+    frozen: dict[str, Any],
+    subject: Subject,
+    selection: Selection,
+    resolved: Resolved,
+    actors: int,
+    attacks: Sequence[Attack],
 ) -> Plan:
     even = -(-len(resolved.ids) // (SHARDS_PER_WORKER * actors))
     recipe, data = subject.recipe, subject.dataset.name
@@ -328,8 +341,9 @@ def _plan(
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    size = selection.shard_size or max(1, min(attack.shard_size, even))
-    return Plan(frozen, recorded, resolved.ids, resolved.targets, size)
+    size = selection.shard_size or max(1, min(even, *(attack.shard_size for attack in attacks)))
+    hashes = tuple(attack.params_hash for attack in attacks)
+    return Plan(frozen, recorded, resolved.ids, resolved.targets, hashes, size)
 
 
 _PACKAGES = ("brittle", "torch", "numpy", "ray", "pyarrow")

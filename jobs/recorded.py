@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from analysis.summary import at_budget
 from cluster.store import Plan, RunFolder
 from jobs.subject import Subject, SubjectOptions, load_subject
 from workers.attacks import ATTACKS, Attack
@@ -26,8 +27,8 @@ class RecordedRun:
     plan: Plan
 
     @property
-    def attack(self) -> Attack:
-        """The attack with the run's parameters.
+    def attacks(self) -> tuple[Attack, ...]:
+        """The attack with the run's parameters, at each of its budgets.
 
         Raises:
             WrongInput: when this version does not know it.
@@ -35,11 +36,16 @@ class RecordedRun:
         name = self.plan.frozen["attack"]
         if name not in ATTACKS:
             raise WrongInput(f"{self.folder.path}: made by an attack unknown here: {name}")
-        return ATTACKS[name](**self.plan.frozen["parameters"])
+        return ATTACKS[name].at_each_budget(self.plan.frozen["parameters"])
 
-    def table(self) -> "pa.Table":
-        """The rows that are done."""
-        return self.folder.table(self.plan)
+    def tables(self) -> "list[tuple[Attack, pa.Table]]":
+        """The rows that are done, for each budget.
+
+        Raises:
+            WrongInput: when there are none.
+        """
+        rows = self.folder.table(self.plan)
+        return [(attack, at_budget(rows, attack)) for attack in self.attacks]
 
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.

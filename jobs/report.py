@@ -58,12 +58,13 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
     views = [
         RunView(
             path=run.folder.path,
-            attack=run.attack,
+            attack=attack,
             target=run.plan.frozen["target"],
             planned=len(run.plan.ids),
-            table=run.table(),
+            table=table,
         )
         for run in runs
+        for attack, table in run.tables()
     ]
     html = render(views, subject.recipe, subject.dataset, subject.correct)
     try:

@@ -86,7 +86,7 @@ def run(
         folders, broken = [], 0
         for name, attack, ids, target in _searches(subject, sizes):
             folders.append(out / "runs" / name)
-            summary = launch(attack, subject, Selection(ids=ids, target=target), folders[-1], host)
+            (summary,) = launch((attack,), subject, Selection(ids=ids, target=target), folders[-1], host)
             broken += summary.counts.get(Status.FAILED, 0)
     page = out / "page.html"
     write_page([open_run(folder) for folder in folders], subject, page)

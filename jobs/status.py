@@ -30,16 +30,17 @@ def status(run: Path) -> int:
     recorded = open_run(run)
     plan, folder = recorded.plan, recorded.folder
     done = folder.done(plan)
-    rows = sum(len(plan.ids[plan.rows(shard)]) for shard in done)
+    rows = sum(plan.part_rows(shard) for shard in done)
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
-    print(f"{run}: {state}, {rows} of {len(plan.ids)} rows, {len(done)} of {plan.shards} shards")
+    print(f"{run}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
     if done:
         from analysis.summary import summarise
 
-        summary = summarise(recorded.table())
-        print(sentence(recorded.attack, plan.frozen["target"], summary))
-        if summary.first_error:
-            print(f"the first failure: {summary.first_error}")
+        for attack, table in recorded.tables():
+            summary = summarise(table)
+            print(sentence(attack, plan.frozen["target"], summary))
+            if summary.first_error:
+                print(f"the first failure: {summary.first_error}")
     return 0
 
 

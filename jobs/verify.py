@@ -40,14 +40,13 @@ def verify(run: Path, *, model: str | None = None, weights: Path | None = None, 
     from analysis.replay import first_difference
     from analysis.summary import summarise
 
-    rows = 0
-    if done:
-        table = recorded.table()
-        rows = len(table)
-        with progress(rows, "replaying", "rows") as bar:
+    tables = recorded.tables() if done else []
+    rows = sum(len(table) for _, table in tables)
+    with progress(rows, "replaying", "rows") as bar:
+        for attack, table in tables:
             difference = first_difference(
                 table,
-                recorded.attack,
+                attack,
                 plan.frozen["seed"],
                 subject.dataset,
                 subject.model,
@@ -55,13 +54,13 @@ def verify(run: Path, *, model: str | None = None, weights: Path | None = None, 
                 batch=plan.frozen["batch"],
                 on_rows=bar.advance,
             )
-        if difference:
-            print(f"{run}: differs: {difference}")
-            return 1
+            if difference:
+                print(f"{run}: differs: {difference}")
+                return 1
     if len(done) < plan.shards:
         print(f"{run}: {rows} rows agree, but {plan.shards - len(done)} of {plan.shards} shards are not done")
         return 1
-    failed = summarise(table).counts.get(Status.FAILED, 0)
+    failed = sum(summarise(table).counts.get(Status.FAILED, 0) for _, table in tables)
     print(f"{run}: all {rows} rows agree with the model" + (f"; {failed} of them failed in the search" * (failed > 0)))
     return 0
 

@@ -40,7 +40,7 @@ class Shard:
     Attributes:
         index: the shard's number in the plan.
         model: what is attacked.
-        attack: the method with its parameters.
+        attacks: the method with its parameters, one for each budget.
         seed: keys the random streams.
         ids: int64 ``[n]``.
         images: uint8 ``[n, C, H, W]``.
@@ -54,7 +54,7 @@ class Shard:
 
     index: int
     model: SharedModel
-    attack: "Attack"
+    attacks: "tuple[Attack, ...]"
     seed: int
     ids: np.ndarray
     images: np.ndarray
@@ -127,6 +127,8 @@ class SearchActor:
         results = self._search(shard, np.arange(len(shard.ids)))
         import pyarrow as pa
 
+        order = [attack.params_hash for attack in shard.attacks]  # the part's: a budget after the other
+        results.sort(key=lambda result: order.index(result.params_hash))
         table = pa.concat_tables([result.to_table() for result in results])
         beside = [extra for result in results if (extra := by_products_table(result)) is not None]
         if beside:  # first, so that a part that is there has them
@@ -158,25 +160,23 @@ class SearchActor:
         import torch
 
         from workers.results import SearchResult
-        from workers.search import search
+        from workers.search import search_budgets
 
         options: dict[str, Any] = {"split": shard.split, "seed": shard.seed, "worker": self.name}
         targets = None if shard.targets is None else shard.targets[rows]
         model = self._built(shard.model)
         try:
-            return [
-                search(
-                    shard.attack,
-                    model,
-                    shard.images[rows],
-                    shard.labels[rows],
-                    targets=targets,
-                    ids=shard.ids[rows],
-                    block=shard.block,
-                    batch=shard.batch,
-                    **options,
-                )
-            ]
+            return search_budgets(
+                shard.attacks,
+                model,
+                shard.images[rows],
+                shard.labels[rows],
+                targets=targets,
+                ids=shard.ids[rows],
+                block=shard.block,
+                batch=shard.batch,
+                **options,
+            )
         except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
             # The machine failed, not the image, and a broken CUDA context breaks all that follows: die, so that
             # Ray starts this actor anew and the queue counts a try.
@@ -188,7 +188,7 @@ class SearchActor:
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
             return [
                 SearchResult.failed(
-                    shard.attack,
+                    attack,
                     shard.ids[rows],
                     shard.labels[rows],
                     targets,
@@ -196,4 +196,5 @@ class SearchActor:
                     reason=reason,
                     **options,
                 )
+                for attack in shard.attacks
             ]

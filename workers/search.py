@@ -16,7 +16,7 @@ from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
 from workers.results import SearchResult, Status, distances
 
-__all__ = ["Around", "Batch", "Goal", "search"]
+__all__ = ["Around", "Batch", "Goal", "search", "search_budgets"]
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,13 @@ class Around:
         return changed_images(self.neighbourhood.images, index, position, levels)
 
 
-def search(
-    attack: Attack,
+def search(attack: Attack, model: nn.Module, images: Any, labels: Any, **options: Any) -> SearchResult:
+    """Attacks images in this process; arguments, rows and errors are those of `search_budgets`."""
+    return search_budgets((attack,), model, images, labels, **options)[0]
+
+
+def search_budgets(
+    attacks: Sequence[Attack],
     model: nn.Module,
     images: Any,
     labels: Any,
@@ -187,11 +192,13 @@ def search(
     worker: str = "",
     block: int = 16,
     batch: int = 64,
-) -> SearchResult:
-    """Attacks images in this process.
+) -> list[SearchResult]:
+    """Attacks images in this process, within one budget after another.
 
     Args:
-        attack: the method with its parameters.
+        attacks: one method with its parameters, the budget ascending (`Attack.at_each_budget`). An image broken
+            within a budget is not searched again within a larger one: its row is carried on, counts and all
+            (not for attacks that say otherwise, `Attack.CARRIES`).
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``; run in ``eval()`` mode, and left in
             the mode it came in.
         images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
@@ -203,72 +210,107 @@ def search(
         block, batch: see `DenseEvaluator`.
 
     Returns:
-        One row an image. An image that the model already misclassifies is not searched (``already_wrong``),
-        nor is one whose target is its label (``skipped``).
+        For each attack one row an image. An image that the model already misclassifies is not searched
+        (``already_wrong``), nor is one whose target is its label (``skipped``).
 
     Raises:
         ValueError: for images, labels, targets or ids of a wrong type, shape or range.
     """
-    started = time.perf_counter()
     evaluator = DenseEvaluator(model, block=block, batch=batch)
-    device = evaluator.device
-    clean = _eight_bit(images).to(device)
-    count = len(clean)
+    clean = _eight_bit(images).to(evaluator.device)
+    results: list[SearchResult] = []
     with _evaluation_mode(model):
-        clean_logits = evaluator.logits(clean)
-        classes = clean_logits.shape[1]
-        label = _class_numbers("labels", labels, count, classes)
-        target = None if targets is None else _class_numbers("targets", targets, count, classes)
-        id_numbers = _image_ids(ids, count)
-        attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), classes)
-
-        status = np.full(count, Status.EXHAUSTED, dtype=object)
-        clean_prediction = clean_logits.argmax(dim=1).cpu().numpy()
-        if target is not None:
-            status[target == label] = Status.SKIPPED
-        status[clean_prediction != label] = Status.ALREADY_WRONG
-        searched = np.flatnonzero(status == Status.EXHAUSTED)
-
-        rows = torch.from_numpy(searched).to(device)
-        goal = Goal(
-            torch.from_numpy(label[searched]).to(device),
-            None if target is None else torch.from_numpy(target[searched]).to(device),
+        logits = evaluator.logits(clean)
+        classes = logits.shape[1]
+        subject = _Subject(
+            evaluator,
+            clean,
+            logits,
+            label=_class_numbers("labels", labels, len(clean), classes),
+            target=None if targets is None else _class_numbers("targets", targets, len(clean), classes),
+            ids=_image_ids(ids, len(clean)),
+            seed=seed,
+            split=split,
+            worker=worker,
         )
-        # Keyed by the attack's name alone: the same search with a larger budget begins with the same draws.
-        attack_key = int.from_bytes(hashlib.sha256(attack.NAME.encode()).digest()[:8])
-        keys = [(seed, int(id_numbers[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched]
-        state = Batch(clean[rows], goal, classes, evaluator, keys)
-        if len(searched):
-            attack._search(state)
-        adversarial = clean.clone()
-        adversarial[rows] = state.adversarial
-        logits = evaluator.logits(adversarial)
+        for attack in attacks:
+            attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), classes)
+            results.append(_at_budget(attack, subject, results[-1] if results and attack.CARRIES else None))
+    return results
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is the same at every budget: the evaluator, the clean images and what they are to become."""
+
+    evaluator: DenseEvaluator
+    clean: Tensor
+    logits: Tensor
+    label: np.ndarray
+    target: np.ndarray | None
+    ids: np.ndarray
+    seed: int
+    split: str
+    worker: str
+
+
+def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) -> SearchResult:
+    """Searches every image that the smaller budget did not break, and scores all."""
+    started = time.perf_counter()
+    clean, label, target, count = subject.clean, subject.label, subject.target, len(subject.clean)
+    status = np.full(count, Status.EXHAUSTED, dtype=object)
+    clean_prediction = subject.logits.argmax(dim=1).cpu().numpy()
+    if target is not None:
+        status[target == label] = Status.SKIPPED
+    status[clean_prediction != label] = Status.ALREADY_WRONG
+    counts, adversarial = np.zeros((3, count), dtype=np.int64), clean.clone()
+    if smaller is not None:
+        broken = np.flatnonzero(smaller.success)
+        status[broken] = Status.SUCCESS
+        counts[:, broken] = np.stack([smaller.queries, smaller.gradients, smaller.generations])[:, broken]
+        adversarial[broken] = torch.from_numpy(smaller.adversarial[broken]).to(clean.device)
+    searched = np.flatnonzero(status == Status.EXHAUSTED)
+
+    rows = torch.from_numpy(searched).to(clean.device)
+    goal = Goal(
+        torch.from_numpy(label[searched]).to(clean.device),
+        None if target is None else torch.from_numpy(target[searched]).to(clean.device),
+    )
+    # Keyed by the attack's name alone: the same search with a larger budget begins with the same draws.
+    attack_key = int.from_bytes(hashlib.sha256(attack.NAME.encode()).digest()[:8])
+    keys = [
+        (subject.seed, int(subject.ids[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched
+    ]
+    state = Batch(clean[rows], goal, subject.logits.shape[1], subject.evaluator, keys)
+    if len(searched):
+        attack._search(state)
+    adversarial[rows] = state.adversarial
+    logits = subject.evaluator.logits(adversarial)
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
     status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
 
-    counts = np.zeros((3, count), dtype=np.int64)
     counts[:, searched] = torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
     stored = adversarial.cpu().numpy()
     return SearchResult(
-        image_id=id_numbers,
-        source_split=split,
+        image_id=subject.ids,
+        source_split=subject.split,
         label=label,
         attack=attack.NAME,
         params_hash=attack.params_hash,
         target=np.full(count, -1) if target is None else target,
-        seed=seed,
+        seed=subject.seed,
         status=status,
         clean_prediction=clean_prediction,
         adversarial_prediction=logits.argmax(dim=1).cpu().numpy(),
-        clean_confidence=clean_logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
+        clean_confidence=subject.logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
         adversarial_confidence=logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
         distances=distances(clean.cpu().numpy(), stored),
         queries=counts[0],
         gradients=counts[1],
         generations=counts[2],
         seconds=np.full(count, (time.perf_counter() - started) / max(count, 1)),
-        worker=worker,
+        worker=subject.worker,
         adversarial=stored,
         error=[None] * count,
         by_products={name: _spread(part, searched, count) for name, part in state.by_products.items()},

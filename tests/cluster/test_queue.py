@@ -64,7 +64,7 @@ def shard_of(index: int, corner: int, folder: Path, model: SharedModel) -> Shard
     return Shard(
         index,
         model,
-        FGSM(),
+        (FGSM(),),
         0,
         np.arange(3),
         images,

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster.store import Plan, RunFolder
@@ -13,23 +15,26 @@ from tests.conftest import random_images, random_model
 from workers.attacks import FGSM
 from workers.errors import WrongInput
 from workers.results import write_part
+from workers.search import search_budgets
 
 ROOT = Path(__file__).parent.parent.parent
+ATTACKS = FGSM.at_each_budget({"epsilon": [0.2, 0.1]})
 
 
 def a_plan(count: int = 10, size: int = 4, *, targeted: bool = True) -> Plan:
     targets = np.arange(count) % 3 if targeted else None
-    return Plan({"attack": "fgsm", "seed": 0}, {"model": "m"}, np.arange(count) * 7, targets, size)
+    hashes = tuple(attack.params_hash for attack in ATTACKS)
+    return Plan({"attack": "fgsm", "seed": 0}, {"model": "m"}, np.arange(count) * 7, targets, hashes, size)
 
 
 def write_shard(folder: RunFolder, plan: Plan, shard: int, *, shift: int = 0) -> None:
-    rows = plan.rows(shard)
+    rows = plan.span(shard)
     model, shape, _ = random_model("grey", 50)
     images = random_images(shape, len(plan.ids[rows]), 51)
     targets = None if plan.targets is None else plan.targets[rows]
     labels = np.full(len(images), 3)
-    result = FGSM()(model, images, labels, targets=targets, ids=plan.ids[rows] + shift)
-    write_part(result.to_table(), folder.part(shard))
+    results = search_budgets(ATTACKS, model, images, labels, targets=targets, ids=plan.ids[rows] + shift)
+    write_part(pa.concat_tables([result.to_table() for result in results]), folder.part(shard))
 
 
 @pytest.mark.parametrize("targeted", [True, False])
@@ -41,7 +46,7 @@ def test_a_plan_reads_back(tmp_path: Path, targeted: bool) -> None:
     assert (found.frozen, found.recorded, found.shard_size) == (plan.frozen, plan.recorded, 4)
     assert np.array_equal(found.ids, plan.ids)
     assert np.array_equal(found.targets, plan.targets) if targeted else found.targets is None
-    assert [found.rows(shard) for shard in range(found.shards)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
+    assert [found.span(shard) for shard in range(found.shards)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
 
 
 def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
@@ -57,6 +62,9 @@ def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
     assert folder.done(plan) == [0, 2]
     folder.part(1).write_bytes(folder.part(0).read_bytes())
     assert folder.done(plan) == [0, 2]
+    table = pq.read_table(folder.part(2))
+    write_part(table.slice(0, len(table) // 2), folder.part(2))  # one of the two budgets
+    assert folder.done(plan) == [0]
 
 
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
@@ -68,7 +76,7 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
         write_shard(folder, plan, shard)
     (folder.parts / "part-000009.parquet").write_bytes(folder.part(0).read_bytes())
     folder.part(1).write_bytes(b"broken")
-    assert folder.table(plan)["image_id"].to_pylist() == [int(i) for i in [*plan.ids[:4], *plan.ids[8:]]]
+    assert folder.table(plan)["image_id"].to_pylist() == [int(i) for i in [*plan.ids[:4]] * 2 + [*plan.ids[8:]] * 2]
 
 
 def test_broken_plans_are_refused(tmp_path: Path) -> None:
@@ -81,7 +89,7 @@ def test_broken_plans_are_refused(tmp_path: Path) -> None:
         folder.plan()
     folder.create(a_plan())
     content = json.loads((folder.path / "run.json").read_text())
-    for broken in ("{", json.dumps({**content, "rows": 11}), json.dumps({"frozen": {}})):
+    for broken in ("{", json.dumps({**content, "images": 11}), json.dumps({"frozen": {}})):
         (folder.path / "run.json").write_text(broken)
         with pytest.raises(WrongInput, match="plan cannot be read"):
             folder.plan()

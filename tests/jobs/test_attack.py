@@ -97,6 +97,24 @@ def test_killed_three_times_and_resumed(mnist_folder: Path, tmp_path: Path, caps
     assert "complete, 240 of 240 rows" in capsys.readouterr().out
 
 
+def test_several_budgets_in_one_run(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("fgsm", "--correct", "--limit", "30", "--shard-size", "7")
+    out = tmp_path / "curve"
+    assert main(attack(mnist_folder, out, *flags, "--epsilon", "0.3,0.05")) == 0
+    for epsilon in ("0.05", "0.3"):
+        assert main(attack(mnist_folder, tmp_path / epsilon, *flags, "--epsilon", epsilon)) == 0
+    both = [*rows(tmp_path / "0.05"), *rows(tmp_path / "0.3")]
+    assert sorted(both, key=str) == sorted(rows(out), key=str)
+    assert main(["verify", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "complete, 60 of 60 rows" in said
+    assert said.index("--epsilon 0.05") < said.index("--epsilon 0.3")
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    assert "--epsilon 0.3" in (tmp_path / "page.html").read_text()
+
+
 @pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_says_how_to_resume(which: signal.Signals, mnist_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"

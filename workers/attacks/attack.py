@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -32,6 +33,11 @@ class Attack(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
+    BUDGET: ClassVar[str | None] = None
+    """The parameter that one search may be given several values of, ε or k."""
+    CARRIES: ClassVar[bool] = True
+    """Whether a success within a smaller budget is one within the larger too; not where a budget is the method itself,
+    as in FGSM's single step."""
     CERTIFIES: ClassVar[bool] = False
     """Whether a search that finds nothing proves that nothing in its space succeeds."""
 
@@ -40,6 +46,30 @@ class Attack(BaseModel):
             super().__init__(**parameters)
         except ValidationError as error:
             raise WrongInput(first_problem(error)) from None
+
+    @classmethod
+    def at_each_budget(cls, parameters: Mapping[str, Any]) -> tuple[Self, ...]:
+        """The attacks of a search over several budgets, smallest first.
+
+        Args:
+            parameters: by name; that of `BUDGET` may be a list or tuple of values.
+
+        Raises:
+            WrongInput: for a wrong parameter, no value or one that is given twice.
+        """
+        if cls.BUDGET is None or not isinstance(values := parameters.get(cls.BUDGET), list | tuple):
+            return (cls(**parameters),)
+        if not values or len(set(values)) != len(values):
+            raise WrongInput(f"--{cls.BUDGET}: expected different values, got {', '.join(map(str, values)) or 'none'}")
+        return tuple(cls(**{**parameters, cls.BUDGET: value}) for value in sorted(values))
+
+    @staticmethod
+    def parameters_of(attacks: Sequence["Attack"]) -> dict[str, Any]:
+        """What `at_each_budget` makes these attacks of."""
+        parameters = attacks[0].model_dump(mode="json")
+        if (budget := attacks[0].BUDGET) and len(attacks) > 1:
+            parameters[budget] = [getattr(attack, budget) for attack in attacks]
+        return parameters
 
     @property
     def params_hash(self) -> str:

@@ -1,6 +1,6 @@
 """What searches over few-pixel changes share: k, and the budget that it is."""
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from pydantic import Field
 
@@ -17,6 +17,8 @@ __all__ = ["FewPixelAttack"]
 
 class FewPixelAttack(Attack):
     """A search among the changes of at most k pixels, each to any level of each channel (an L0 budget)."""
+
+    BUDGET: ClassVar[str | None] = "pixels"
 
     pixels: int = Field(ge=1, description="k, the most pixels that may change.")
 

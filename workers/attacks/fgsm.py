@@ -23,6 +23,8 @@ class FGSM(Attack):
     """
 
     NAME: ClassVar[str] = "fgsm"
+    BUDGET: ClassVar[str | None] = "epsilon"
+    CARRIES: ClassVar[bool] = False
 
     epsilon: float = Field(0.01, ge=1 / 255, le=1, description="ε, the L∞ size of the step on pixels in [0, 1].")
 
