@@ -47,16 +47,24 @@ class SearchPool:
     Attributes:
         actors: handles of `SearchActor`.
         device: ``cpu`` or ``cuda``.
+        gpus: of each actor.
     """
 
     actors: tuple[Any, ...]
     device: str
+    gpus: float
 
     def share(self, model: "ModelRecipe") -> SharedModel:
         """Puts a model once into the object store, for every actor to build."""
         import ray
 
         return SharedModel(model.content_hash, [ray.put(model)])
+
+    def fitting_batch(self, model: SharedModel, shape: tuple[int, int, int], block: int) -> int:
+        """The batch that fits every actor's GPU."""
+        import ray
+
+        return int(min(ray.get([a.fitting_batch.remote(model, shape, block, self.gpus) for a in self.actors])))
 
     def probe(self, folder: Path) -> None:
         """Makes sure that what each actor writes into a folder is what the driver reads there.
@@ -119,7 +127,7 @@ def start_pool(session: Session, resources: Resources, say: Callable[[str], None
     devices = _wait_for(actors, say)
     if len(devices) > 1:
         raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
-    return SearchPool(actors, devices.pop())
+    return SearchPool(actors, devices.pop(), gpus)
 
 
 def _wait_for(actors: Sequence[Any], say: Callable[[str], None]) -> set[str]:
@@ -161,6 +169,9 @@ def _actor_class() -> type:
 
         def probe(self, path: Path, token: str) -> None:
             self._actor.probe(path, token)
+
+        def fitting_batch(self, shared: Any, shape: tuple[int, int, int], block: int, share: float) -> int:
+            return self._actor.fitting_batch(shared, shape, block, share)
 
         def search(self, shard: Any) -> Any:
             return self._actor.search(shard)

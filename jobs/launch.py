@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,7 +22,7 @@ from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
-from workers.actor import Shard
+from workers.actor import Shard, SharedModel
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
 from workers.results import SCHEMA_VERSION, Status
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Selection", "Where", "WorkerHost", "launch", "sentence"]
 
-BLOCK, BATCH = 16, 64
+BLOCK = 16
+CPU_BATCH = 64
+"""The seed's CNN's fastest on a processor core; on a GPU the batch is what fits into its memory."""
+
 SHARDS_PER_WORKER = 4
 
 
@@ -114,17 +118,17 @@ def launch(
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
-    frozen = _frozen(attacks, subject, selection, host)
+    run = _Launch(attacks, subject, selection, folder, host)
     if folder.exists:
-        _compare(folder.plan(), frozen, selection, out)
+        run.compare(folder.plan())
     resolved = None if folder.exists else _resolve(subject, selection)
     made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
     with folder.locked():
         plan = folder.plan() if folder.exists else None
         try:
             if plan is not None:
-                _compare(plan, frozen, selection, out)
-            plan = _complete(attacks, subject, selection, folder, plan, resolved, frozen, host)
+                run.compare(plan)
+            plan = run.complete(plan, resolved)
         except WrongInput:
             if plan is None:
                 folder.forget(made)
@@ -142,32 +146,154 @@ def launch(
     return summaries
 
 
-def _complete(
-    attacks: Sequence[Attack],
-    subject: Subject,
-    selection: Selection,
-    folder: RunFolder,
-    plan: Plan | None,
-    resolved: Resolved | None,
-    frozen: dict[str, Any],
-    host: WorkerHost,
-) -> Plan:
-    """Searches the shards that are not done, freezing the plan first when there is none; returns the plan."""
-    folder.sweep()
-    done = folder.done(plan) if plan else []
-    if plan is not None and len(done) == plan.shards:
+@dataclass(frozen=True)
+class _Launch:
+    """What a search is asked to be: compared with the plan that is there, or frozen into a new one, then run."""
+
+    attacks: Sequence[Attack]
+    subject: Subject
+    selection: Selection
+    folder: RunFolder
+    host: WorkerHost
+
+    @cached_property
+    def wanted(self) -> dict[str, Any]:
+        """What the plan of this search must say."""
+        return {
+            "attack": self.attacks[0].NAME,
+            "parameters": Attack.parameters_of(self.attacks),
+            **self.selection.model_dump(mode="json", exclude={"shard_size"}),
+            "split": self.subject.dataset.split,
+            "model": self.subject.recipe.content_hash,
+            "data": self.subject.data_hash,
+            "code": code_hash(),
+            "schema": SCHEMA_VERSION,
+            "torch": _version("torch"),
+            "numpy": _version("numpy"),
+            "threads": self.host.resources.threads,
+        }
+
+    def compare(self, plan: Plan, **more: Any) -> None:
+        """Refuses a plan that says something else.
+
+        Raises:
+            WrongInput: naming the field.
+        """
+        wanted = self.wanted | more
+        if self.selection.shard_size not in (None, plan.shard_size):
+            wanted |= {"shard_size": self.selection.shard_size}
+        for field, want in wanted.items():
+            have = plan.shard_size if field == "shard_size" else plan.frozen.get(field)
+            if have == want:
+                continue
+            if isinstance(have, dict) and isinstance(want, dict):
+                name = next((key for key in want if have.get(key) != want[key]), None)
+                if name is not None:
+                    field, have, want = name, have.get(name), want[name]
+            have, want = (x[:12] + "…" if isinstance(x, str) and len(x) == 64 else x for x in (have, want))
+            raise WrongInput(
+                f"--out {self.folder.path}: that run has {field} {have}, this start {want}; name another folder"
+            )
+
+    def complete(self, plan: Plan | None, resolved: Resolved | None) -> Plan:
+        """Searches the shards that are not done, freezing the plan first when there is none; returns the plan."""
+        self.folder.sweep()
+        done = self.folder.done(plan) if plan else []
+        if plan is not None and len(done) == plan.shards:
+            return plan
+        pool = self.host.pool()
+        self.folder.parts.mkdir(parents=True, exist_ok=True)
+        pool.probe(self.folder.parts)
+        model = pool.share(self.subject.recipe)
+        if plan is None:
+            resolved = resolved or _resolve(self.subject, self.selection)
+            shape = self.subject.dataset.shape
+            batch = CPU_BATCH if pool.device == "cpu" else pool.fitting_batch(model, shape, BLOCK)
+            plan = self._plan(resolved, pool, batch)
+            self.folder.create(plan)
+        self.compare(plan, device=pool.device)
+        self._dispatch(plan, done, pool, model)
         return plan
-    pool = host.pool()
-    frozen = frozen | {"device": pool.device}
-    folder.parts.mkdir(parents=True, exist_ok=True)
-    pool.probe(folder.parts)
-    if plan is None:
-        resolved = resolved or _resolve(subject, selection)
-        plan = _plan(frozen, subject, selection, resolved, len(pool.actors), attacks)
-        folder.create(plan)
-    _compare(plan, frozen, selection, folder.path)
-    _dispatch(attacks, subject, plan, folder, done, pool)
-    return plan
+
+    def _plan(self, resolved: Resolved, pool: SearchPool, batch: int) -> Plan:
+        even = -(-len(resolved.ids) // (SHARDS_PER_WORKER * len(pool.actors)))
+        recipe, data = self.subject.recipe, self.subject.dataset.name
+        recorded = {
+            "model": str(Path(recipe.reference).resolve()) if Path(recipe.reference).exists() else recipe.reference,
+            "weights": str(recipe.weights_path.resolve()) if recipe.weights_path else "",
+            "mean": ",".join(map(str, recipe.mean)),
+            "std": ",".join(map(str, recipe.std)),
+            "data": str(Path(data).resolve()) if Path(data).exists() else data,
+            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        size = self.selection.shard_size or max(1, min(even, *(attack.shard_size for attack in self.attacks)))
+        return Plan(
+            frozen=self.wanted | {"device": pool.device, "block": BLOCK, "batch": batch},
+            recorded=recorded,
+            ids=resolved.ids,
+            targets=resolved.targets,
+            params_hashes=tuple(attack.params_hash for attack in self.attacks),
+            shard_size=size,
+        )
+
+    def _dispatch(self, plan: Plan, done: list[int], pool: SearchPool, model: SharedModel) -> None:
+        attacks, folder, dataset, finished = self.attacks, self.folder, self.subject.dataset, set(done)
+
+        def load(index: int) -> Shard:
+            span = plan.span(index)
+            ids = plan.ids[span]
+            return Shard(
+                index=index,
+                model=model,
+                attacks=tuple(attacks),
+                seed=plan.frozen["seed"],
+                ids=ids,
+                images=dataset.images[ids],
+                labels=dataset.labels[ids],
+                targets=None if plan.targets is None else plan.targets[span],
+                split=dataset.split,
+                block=plan.frozen["block"],
+                batch=plan.frozen["batch"],
+                part=folder.part(index),
+                by_products=folder.by_products(index),
+            )
+
+        waiting = [index for index in range(plan.shards) if index not in finished]
+        total, name = sum(plan.part_rows(index) for index in waiting), attacks[0].NAME
+        title = name if not finished else f"{name} (resumed, {plan.rows - total} rows done before)"
+        lost: list[ShardFailure] = []
+        searched = successes = failed = queries = 0
+        seconds = 0.0
+        try:
+            with progress(total, title) as bar:
+                for event in run_shards(pool, waiting, load):
+                    if event is None:
+                        bar.advance(0)
+                    elif isinstance(event, ShardFailure):
+                        lost.append(event)
+                        say(f"shard {event.index} failed: {event.reason}")
+                    else:
+                        finished.add(event.index)
+                        searched += event.searched
+                        successes += event.successes
+                        failed += event.failed
+                        queries += event.queries
+                        seconds += event.seconds
+                        rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
+                        speed = len(pool.actors) * queries / seconds if seconds else 0
+                        broken = f", {failed} failed" if failed else ""
+                        bar.advance(event.rows, f"{rate}, {_short(speed)} queries/s{broken}")
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted: {len(finished)} of {plan.shards} shards are done in {folder.path}; "
+                "run the same command again to resume"
+            ) from None
+        if lost:
+            raise RuntimeError(
+                f"{len(lost)} of {plan.shards} shards failed (the first: {lost[0].reason}); "
+                "run the same command again to try them again"
+            )
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -179,98 +305,6 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
         text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
     others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]
     return "; ".join([text, *others])
-
-
-def _dispatch(
-    attacks: Sequence[Attack], subject: Subject, plan: Plan, folder: RunFolder, done: list[int], pool: SearchPool
-) -> None:
-    dataset, finished = subject.dataset, set(done)
-    model = pool.share(subject.recipe)
-
-    def load(index: int) -> Shard:
-        span = plan.span(index)
-        ids = plan.ids[span]
-        return Shard(
-            index=index,
-            model=model,
-            attacks=tuple(attacks),
-            seed=plan.frozen["seed"],
-            ids=ids,
-            images=dataset.images[ids],
-            labels=dataset.labels[ids],
-            targets=None if plan.targets is None else plan.targets[span],
-            split=dataset.split,
-            block=plan.frozen["block"],
-            batch=plan.frozen["batch"],
-            part=folder.part(index),
-            by_products=folder.by_products(index),
-        )
-
-    waiting = [index for index in range(plan.shards) if index not in finished]
-    total, name = sum(plan.part_rows(index) for index in waiting), attacks[0].NAME
-    title = name if not finished else f"{name} (resumed, {plan.rows - total} rows done before)"
-    lost: list[ShardFailure] = []
-    searched = successes = failed = queries = 0
-    seconds = 0.0
-    try:
-        with progress(total, title) as bar:
-            for event in run_shards(pool, waiting, load):
-                if event is None:
-                    bar.advance(0)
-                elif isinstance(event, ShardFailure):
-                    lost.append(event)
-                    say(f"shard {event.index} failed: {event.reason}")
-                else:
-                    finished.add(event.index)
-                    searched, successes = searched + event.searched, successes + event.successes
-                    failed, queries, seconds = failed + event.failed, queries + event.queries, seconds + event.seconds
-                    rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
-                    speed = len(pool.actors) * queries / seconds if seconds else 0
-                    broken = f", {failed} failed" if failed else ""
-                    bar.advance(event.rows, f"{rate}, {_short(speed)} queries/s{broken}")
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted: {len(finished)} of {plan.shards} shards are done in {folder.path}; "
-            "run the same command again to resume"
-        ) from None
-    if lost:
-        raise RuntimeError(
-            f"{len(lost)} of {plan.shards} shards failed (the first: {lost[0].reason}); "
-            "run the same command again to try them again"
-        )
-
-
-def _frozen(attacks: Sequence[Attack], subject: Subject, selection: Selection, host: WorkerHost) -> dict[str, Any]:
-    return {
-        "attack": attacks[0].NAME,
-        "parameters": Attack.parameters_of(attacks),
-        **selection.model_dump(mode="json", exclude={"shard_size"}),
-        "split": subject.dataset.split,
-        "model": subject.recipe.content_hash,
-        "data": subject.data_hash,
-        "code": code_hash(),
-        "schema": SCHEMA_VERSION,
-        "torch": _version("torch"),
-        "numpy": _version("numpy"),
-        "threads": host.resources.threads,
-        "block": BLOCK,
-        "batch": BATCH,
-    }
-
-
-def _compare(plan: Plan, wanted: dict[str, Any], selection: Selection, out: Path) -> None:
-    if selection.shard_size not in (None, plan.shard_size):
-        wanted = wanted | {"shard_size": selection.shard_size}
-    for field, want in wanted.items():
-        have = plan.shard_size if field == "shard_size" else plan.frozen.get(field)
-        if have == want:
-            continue
-        if isinstance(have, dict) and isinstance(want, dict):
-            name = next((key for key in want if have.get(key) != want[key]), None)
-            if name is not None:
-                field, have, want = name, have.get(name), want[name]
-        have, want = (x[:12] + "…" if isinstance(x, str) and len(x) == 64 else x for x in (have, want))
-        raise WrongInput(f"--out {out}: that run has {field} {have}, this start {want}; name another folder")
 
 
 def _resolve(subject: Subject, selection: Selection) -> Resolved:
@@ -320,30 +354,6 @@ def _with_targets(ids: np.ndarray, goal: str | int | None, subject: Subject, see
         offsets = np.array([np.random.default_rng([seed, image]).integers(1, classes) for image in ids.tolist()])
         return Resolved(ids, (labels + offsets) % classes)
     return Resolved(ids, np.full(len(ids), goal))
-
-
-def _plan(
-    frozen: dict[str, Any],
-    subject: Subject,
-    selection: Selection,
-    resolved: Resolved,
-    actors: int,
-    attacks: Sequence[Attack],
-) -> Plan:
-    even = -(-len(resolved.ids) // (SHARDS_PER_WORKER * actors))
-    recipe, data = subject.recipe, subject.dataset.name
-    recorded = {
-        "model": str(Path(recipe.reference).resolve()) if Path(recipe.reference).exists() else recipe.reference,
-        "weights": str(recipe.weights_path.resolve()) if recipe.weights_path else "",
-        "mean": ",".join(map(str, recipe.mean)),
-        "std": ",".join(map(str, recipe.std)),
-        "data": str(Path(data).resolve()) if Path(data).exists() else data,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    size = selection.shard_size or max(1, min(even, *(attack.shard_size for attack in attacks)))
-    hashes = tuple(attack.params_hash for attack in attacks)
-    return Plan(frozen, recorded, resolved.ids, resolved.targets, hashes, size)
 
 
 _PACKAGES = ("brittle", "torch", "numpy", "ray", "pyarrow")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["SearchActor", "Shard", "ShardSummary", "SharedModel"]
 
 
+MEMORY_SHARE = 0.5
+"""Of a GPU's free memory that a batch may take; the rest is for the search's own state."""
+
+
 @dataclass(frozen=True)
 class SharedModel:
     """A model in the object store, put there once for all actors.
@@ -114,6 +118,15 @@ class SearchActor:
     def ping(self) -> str:
         """The kind of device this actor computes on; answers when the actor is ready."""
         return self.device
+
+    def fitting_batch(self, shared: SharedModel, shape: tuple[int, int, int], block: int, share: float) -> int:
+        """The batch to give the model here: what fits into this actor's share of the GPU's free memory."""
+        import torch
+
+        from workers.evaluation.dense import batch_that_fits
+
+        free, _ = torch.cuda.mem_get_info()
+        return batch_that_fits(self._built(shared), shape, int(free * MEMORY_SHARE * min(1, share)), block=block)
 
     def probe(self, path: Path, token: str) -> None:
         """Writes a token where parts will go, for the driver to read: both must see one folder."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import random_images, random_model
-from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.dense import DenseEvaluator, batch_that_fits
 
 
 def vectors(logits: Tensor, rows: slice) -> list[Tensor]:
@@ -59,3 +59,16 @@ def test_same_bits_for_strides_that_only_look_different(mnist_model: nn.Module) 
 def test_refuses_a_batch_that_is_no_multiple() -> None:
     with pytest.raises(ValueError, match="multiple of block"):
         DenseEvaluator(nn.Flatten(), block=16, batch=40)
+
+
+def test_the_batch_that_fits_grows_with_the_memory() -> None:
+    """A linear layer's passes: its input, output and gradients are known to the byte, so the batch is too."""
+    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval(), (3, 4, 4)
+    one = batch_that_fits(model, shape, 1, block=16)
+    assert one == 16
+    large = [batch_that_fits(model, shape, free, block=16) for free in (1 << 20, 2 << 20, 4 << 20)]
+    assert 16 < large[0] < large[1] < large[2]
+    assert all(batch % 16 == 0 for batch in large)
+    at_least = 4 * (48 + 5 + 48)  # the image, its logits and one gradient have to be there at once
+    assert large[2] <= (4 << 20) // at_least
+    assert batch_that_fits(model, shape, 1 << 40, block=16) == 8192

@@ -62,6 +62,8 @@ def test_equals_brute_force(kind: str, targeted: bool) -> None:
         found = logits.argmax(axis=1)
         hits = found != labels[row] if targets is None else found == targets[row]
         assert result.by_products["successes"][row] == hits.sum()
+        named = made[0, 0].size * 256 ** shape[0]  # what one pixel can become
+        assert result.by_products["untried"][row] == (0 if kind == "two" else named - len(made))
         assert np.array_equal(
             result.by_products["map"][row], np.bincount(used[hits].ravel(), minlength=shape[1] * shape[2])
         )

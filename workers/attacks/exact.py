@@ -24,7 +24,8 @@ class _Exhaustive(Attack):
     """Tries every candidate of its space: the strongest is kept, the successes are counted and mapped.
 
     An image of which no candidate succeeds is certified. By-products: ``successes``, how many candidates
-    succeed, and ``map``, for each pixel how many of the successes use it.
+    succeed, ``untried``, how many changes of the named space are left out, and ``map``, for each pixel how many
+    of the successes use it.
     """
 
     CERTIFIES: ClassVar[bool] = True
@@ -49,14 +50,16 @@ class _Exhaustive(Attack):
         import torch
 
         channels, height, width = batch.images.shape[1:]
-        batch.by_products["successes"] = torch.zeros(len(batch), dtype=torch.int64)
-        batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32)
+        device, untried = batch.images.device, self._untried((channels, height, width))
+        batch.by_products["successes"] = torch.zeros(len(batch), dtype=torch.int64, device=device)
+        batch.by_products["untried"] = torch.full((len(batch),), untried, device=device)
+        batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32, device=device)
         for row in batch.all_rows.tolist():
             around = batch.around(batch.images[row : row + 1], batch.all_rows[row : row + 1])
             best = float("inf")
             for positions, values in self._space((channels, height, width)):
-                position, levels = torch.from_numpy(positions), torch.from_numpy(values)
-                index = torch.zeros(len(position), dtype=torch.int64)
+                position, levels = torch.from_numpy(positions).to(device), torch.from_numpy(values).to(device)
+                index = torch.zeros(len(position), dtype=torch.int64, device=device)
                 _, margin, success = around.judge(index, position, levels)
                 batch.by_products["successes"][row] += success.sum()
                 used = torch.bincount(position[success].flatten(), minlength=height * width)
@@ -66,11 +69,11 @@ class _Exhaustive(Attack):
                     best = float(margin[strongest])
                     chosen = strongest[None]
                     batch.adversarial[row] = around.images(index[:1], position[chosen], levels[chosen])[0]
-        batch.certified = (batch.by_products["successes"] == 0) & self._whole(channels)
+        batch.certified = (batch.by_products["successes"] == 0) & (untried == 0)
 
-    def _whole(self, channels: int) -> bool:
-        """Whether the space is all that k pixels can become, as its name states it."""
-        return True
+    def _untried(self, shape: tuple[int, int, int]) -> int:
+        """How many changes that the attack's name speaks of are not candidates."""
+        return 0
 
 
 class OnePixelExact(_Exhaustive):
@@ -78,7 +81,8 @@ class OnePixelExact(_Exhaustive):
 
     The exact verdict that one-pixel searches (Su, Vargas & Sakurai, 2019) are measured against. With
     ``--levels extremes``, and on colour images, whose 256ᶜ values are too many, only black and white of each
-    channel are tried: the remainder is not, and an image without a success is exhausted, not certified.
+    channel are tried: the remainder is counted in ``untried``, and an image without a success is exhausted,
+    not certified.
     """
 
     NAME: ClassVar[str] = "one-pixel-exact"
@@ -89,14 +93,19 @@ class OnePixelExact(_Exhaustive):
     def pixels(self) -> int:
         return 1
 
-    def _whole(self, channels: int) -> bool:
-        return channels == 1 and self.levels == "all"
-
-    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _values(self, channels: int) -> np.ndarray:
+        """What a pixel becomes, uint8 ``[L, C]``."""
         from workers.evaluation.few_pixel import all_levels
 
+        return all_levels(channels, extremes=channels > 1 or self.levels == "extremes")
+
+    def _untried(self, shape: tuple[int, int, int]) -> int:
         channels, height, width = shape
-        values = all_levels(channels, extremes=not self._whole(channels))
+        return min(height * width * (256**channels - len(self._values(channels))), 2**63 - 1)
+
+    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        channels, height, width = shape
+        values = self._values(channels)
         pixels = np.arange(height * width)
         rows = max(1, CHUNK // len(values))
         for start in range(0, len(pixels), rows):

@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["DenseEvaluator"]
+__all__ = ["DenseEvaluator", "batch_that_fits"]
 
 
 class DenseEvaluator:
@@ -79,3 +81,38 @@ class DenseEvaluator:
         padded = torch.zeros((count + -count % self.block, *images.shape[1:]), device=images.device)
         padded[:count] = images
         return padded.div_(255) if images.dtype == torch.uint8 else padded
+
+
+def batch_that_fits(model: nn.Module, shape: tuple[int, int, int], free: int, *, block: int, most: int = 8192) -> int:
+    """The largest batch whose forward and two backward passes fit into memory, for a device fed best by large ones.
+
+    Everything that the passes of one block write is added up, as if nothing were freed before the end.
+
+    Args:
+        model: in ``eval()`` mode, on its device.
+        shape: ``(C, H, W)``.
+        free: bytes that may be used.
+        block: the batch is a multiple of it.
+        most: the largest batch to give.
+
+    Returns:
+        The batch, at least one block.
+    """
+    evaluator = DenseEvaluator(model, block=block, batch=block)
+    images = torch.zeros((block, *shape), device=evaluator.device)
+    with _Written() as written:
+        evaluator.gradients(images, lambda logits, rows: [logits, logits])
+    return max(1, min(most, free * block // written.bytes) // block) * block
+
+
+class _Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of every tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        found = function(*arguments, **(options or {}))
+        self.bytes += sum(leaf.nbytes for leaf in tree_leaves(found) if isinstance(leaf, Tensor))
+        return found
