@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.statistics import Rate
-from workers.attacks.attack import Attack
 from workers.results import Status
 
-__all__ = ["Summary", "at_budget", "summarise"]
+__all__ = ["Summary", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,6 @@ class Summary:
     queries: float | None
     seconds: float
     first_error: str | None
-
-
-def at_budget(table: pa.Table, attack: Attack) -> pa.Table:
-    """The rows that an attack made with just these parameters, of a run over several budgets."""
-    return table.filter(pc.equal(table["params_hash"], attack.params_hash))
 
 
 def summarise(table: pa.Table) -> Summary:

@@ -171,8 +171,8 @@ class RunFolder:
         """The shards whose part is there with a valid footer and exactly the shard's rows."""
         return [shard for shard in range(plan.shards) if self._holds(plan, shard)]
 
-    def table(self, plan: Plan) -> pa.Table:
-        """The rows of the shards that are done, in the order of the plan.
+    def tables(self, plan: Plan) -> list[pa.Table]:
+        """For each budget the rows of the shards that are done, in the order of the plan.
 
         Raises:
             WrongInput: when none is.
@@ -180,19 +180,22 @@ class RunFolder:
         done = self.done(plan)
         if not done:
             raise WrongInput(f"{self.path}: has no results yet")
-        return pa.concat_tables([pq.read_table(self.part(shard)) for shard in done])
+        parts: list[list[pa.Table]] = [[] for _ in plan.params_hashes]
+        for shard in done:
+            part, images = pq.read_table(self.part(shard)), len(plan.ids[plan.span(shard)])
+            for budget, rows in enumerate(parts):
+                rows.append(part.slice(budget * images, images))
+        return [pa.concat_tables(rows) for rows in parts]
 
     def _holds(self, plan: Plan, shard: int) -> bool:
         path, span, budgets = self.part(shard), plan.span(shard), len(plan.params_hashes)
         if not path.exists():
             return False
         try:
-            keys = pq.read_table(path, columns=["image_id", "target", "params_hash"])
+            keys = pq.read_table(path, columns=["image_id", "target"])
         except (OSError, pa.ArrowException):
             return False
         if not np.array_equal(keys["image_id"].to_numpy(), np.tile(plan.ids[span], budgets)):
-            return False
-        if keys["params_hash"].to_pylist() != [name for name in plan.params_hashes for _ in plan.ids[span]]:
             return False
         if plan.targets is None:
             return bool(keys["target"].null_count == len(keys))

@@ -133,11 +133,11 @@ def launch(
             if plan is None:
                 folder.forget(made)
             raise
-    from analysis.summary import at_budget, summarise
+    from analysis.summary import summarise
 
-    table, summaries = folder.table(plan), []
-    for attack in attacks:
-        summary = summarise(at_budget(table, attack))
+    summaries = []
+    for attack, table in zip(attacks, folder.tables(plan), strict=True):
+        summary = summarise(table)
         print(sentence(attack, selection.target, summary))
         if summary.first_error:
             say(f"the first failure: {summary.first_error}")

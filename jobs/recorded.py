@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from analysis.summary import at_budget
 from cluster.store import Plan, RunFolder
 from jobs.subject import Subject, SubjectOptions, load_subject
 from workers.attacks import ATTACKS, Attack
@@ -44,8 +43,7 @@ class RecordedRun:
         Raises:
             WrongInput: when there are none.
         """
-        rows = self.folder.table(self.plan)
-        return [(attack, at_budget(rows, attack)) for attack in self.attacks]
+        return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
 
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.

@@ -71,12 +71,16 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
     plan, folder = a_plan(), RunFolder(tmp_path)
     folder.create(plan)
     with pytest.raises(WrongInput, match="no results yet"):
-        folder.table(plan)
+        folder.tables(plan)
     for shard in (2, 0):
         write_shard(folder, plan, shard)
     (folder.parts / "part-000009.parquet").write_bytes(folder.part(0).read_bytes())
     folder.part(1).write_bytes(b"broken")
-    assert folder.table(plan)["image_id"].to_pylist() == [int(i) for i in [*plan.ids[:4]] * 2 + [*plan.ids[8:]] * 2]
+    tables = folder.tables(plan)
+    assert len(tables) == 2
+    for attack, table in zip(ATTACKS, tables, strict=True):
+        assert table["image_id"].to_pylist() == [int(i) for i in [*plan.ids[:4], *plan.ids[8:]]]
+        assert set(table["params_hash"].to_pylist()) == {attack.params_hash}
 
 
 def test_broken_plans_are_refused(tmp_path: Path) -> None:
