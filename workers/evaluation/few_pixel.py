@@ -91,7 +91,7 @@ class Neighbourhood:
 def changed_images(images: Tensor, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
     """The candidates as images, uint8 ``[n, C, H, W]``; arguments as of `Neighbourhood.logits`."""
     made = images[index]
-    flat = made.view(*made.shape[:2], -1)
+    flat = made.view(*made.shape[:2], made.shape[2] * made.shape[3])
     each = torch.arange(len(made), device=made.device)
     for pixel in range(position.shape[1]):  # in order, so that of two writes to one pixel the later stays
         flat[each, :, position[:, pixel]] = levels[:, pixel]
