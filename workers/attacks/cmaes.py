@@ -78,15 +78,14 @@ class _Restarting:
         self._optimiser = kind(
             mean=self._stream.random(self._genes),
             sigma=self._attack.sigma,
-            bounds=np.tile([0.0, 1.0], (self._genes, 1)),
-            n_max_resampling=0,  # clipped at once: drawing again until all genes fit seldom ends
             seed=int(self._stream.integers(1 << 32)),
             population_size=self._attack.population,
         )
 
     def ask(self) -> np.ndarray:
         """A generation, ``[population, genes]`` in [0, 1]."""
-        self._asked = np.stack([self._optimiser.ask() for _ in range(self._optimiser.population_size)])
+        drawn = np.stack([self._optimiser.ask() for _ in range(self._optimiser.population_size)])
+        self._asked = drawn.clip(0, 1)  # the library would draw again until all genes fit, which seldom ends
         return self._asked
 
     def tell(self, fitness: list[float]) -> None:

@@ -1,0 +1,105 @@
+"""Success against queries, and the difference between two searches on the same images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.stats import bootstrap
+
+from analysis.statistics import Rate
+from workers.results import Status
+
+__all__ = ["Difference", "paired_difference", "success_by_queries"]
+
+RESAMPLES = 9999
+SEARCHED = pa.array([str(status) for status in (Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED)])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two success rates on the same images, with its 95 % bootstrap interval by image.
+
+    Attributes:
+        value: first minus second, in [−1, 1].
+        interval: lower and upper bound.
+        images: how many images both searched.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    images: int
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f}, {self.images} images)"
+
+
+def success_by_queries(rows: pa.Table, budgets: Sequence[int]) -> list[Rate]:
+    """The share of the searched rows that succeeded with at most so many queries, for each budget.
+
+    A search that ended without success failed at every budget. Read from rows of one search whose own budget
+    is the largest of these or more: what succeeded late is what a smaller budget would have missed.
+
+    Args:
+        rows: of one search, in the schema of results.
+        budgets: numbers of queries.
+    """
+    searched = _searched(rows)
+    queries = np.asarray(searched.filter(searched["success"])["queries"])
+    return [Rate(int((queries <= budget).sum()), len(searched)) for budget in budgets]
+
+
+def paired_difference(first: pa.Table, second: pa.Table, *, queries: int, seed: int = 0) -> Difference:
+    """How much more often the first search succeeds within so many queries, on the rows that both searched.
+
+    Rows are paired by image and target; images are resampled whole, with all of their targets (percentile
+    interval).
+
+    Args:
+        first, second: rows of one search each, in the schema of results.
+        queries: the budget.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: when fewer than two images were searched by both, or a search has a row twice.
+    """
+    gained, targets = _gains(first, second, queries)
+    if len(gained) < 2:
+        raise ValueError(f"an interval needs at least 2 images that both searched, got {len(gained)}")
+
+    def mean(gained: np.ndarray, targets: np.ndarray, axis: int) -> np.ndarray:
+        return gained.sum(axis=axis) / targets.sum(axis=axis)
+
+    found = bootstrap(
+        (gained, targets), mean, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
+        rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    low, high = found.confidence_interval
+    return Difference(float(gained.sum() / targets.sum()), (float(low), float(high)), len(gained))
+
+
+def _gains(first: pa.Table, second: pa.Table, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each image, the successes that the first has more, and the rows that both have."""
+    hits = [_hits(rows, queries) for rows in (first, second)]
+    by_image: dict[int, list[int]] = {}
+    for key in sorted(hits[0].keys() & hits[1].keys()):
+        by_image.setdefault(key[0], []).append(hits[0][key] - hits[1][key])
+    gained = np.array([sum(gains) for gains in by_image.values()])
+    return gained, np.array([len(gains) for gains in by_image.values()])
+
+
+def _hits(rows: pa.Table, queries: int) -> dict[tuple[int, int], int]:
+    """By image and target (−1 when untargeted), 1 where a searched row succeeded in so many queries, else 0."""
+    searched = _searched(rows)
+    keys = zip(*(pc.fill_null(searched[name], -1).to_pylist() for name in ("image_id", "target")), strict=True)
+    within = np.asarray(searched["success"]) & (np.asarray(searched["queries"]) <= queries)
+    hits = dict(zip(keys, within.astype(int).tolist(), strict=True))
+    if len(hits) < len(searched):
+        raise ValueError("the rows must be of one search: an image and target comes more than once")
+    return hits
+
+
+def _searched(rows: pa.Table) -> pa.Table:
+    return rows.filter(pc.is_in(rows["status"].cast(pa.string()), SEARCHED))
