@@ -11,7 +11,7 @@ from workers.attacks.few_pixel import FewPixelAttack, Incumbents
 if TYPE_CHECKING:
     from workers.search import Batch
 
-__all__ = ["CMAES"]
+__all__ = ["CMAES", "reflected"]
 
 SEPARABLE_ABOVE = 100
 """Genes above which the covariance is kept diagonal: a full one takes their square, and their cube to decompose."""
@@ -21,7 +21,7 @@ class CMAES(FewPixelAttack):
     """Few-pixel attack by the covariance matrix adaptation evolution strategy.
 
     Hansen (2016), "The CMA evolution strategy: a tutorial"; above 100 genes its separable form (Ros & Hansen,
-    2008). The genotype is that of differential evolution (`workers.attacks.de`), clipped to [0, 1]; the margin
+    2008). The genotype is that of differential evolution (`workers.attacks.de`), folded into [0, 1]; the margin
     is minimised. It starts from a uniform point, and again from another one whenever the library says that it
     has converged, until the queries are spent.
     """
@@ -84,12 +84,17 @@ class _Restarting:
 
     def ask(self) -> np.ndarray:
         """A generation, ``[population, genes]`` in [0, 1]."""
-        drawn = np.stack([self._optimiser.ask() for _ in range(self._optimiser.population_size)])
-        self._asked = drawn.clip(0, 1)  # the library would draw again until all genes fit, which seldom ends
-        return self._asked
+        self._asked = np.stack([self._optimiser.ask() for _ in range(self._optimiser.population_size)])
+        return reflected(self._asked)  # the library's own bounds draw again until all genes fit, which seldom ends
 
     def tell(self, fitness: list[float]) -> None:
         """Takes the fitness of each individual asked for."""
         self._optimiser.tell(list(zip(self._asked, fitness, strict=True)))
         if self._optimiser.should_stop():
             self._start()
+
+
+def reflected(genes: np.ndarray) -> np.ndarray:
+    """Real genes folded into [0, 1] at its ends, as by mirrors."""
+    around = np.abs(genes) % 2
+    return np.where(around > 1, 2 - around, around)
