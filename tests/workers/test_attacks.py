@@ -21,7 +21,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "two-pixel-exact": {},
     "pixel-beam": {"pixels": 2, "width": 2},
     "random-pixels": {"pixels": 2, "levels": "all", "max_queries": 60},
-    "sparse-rs": {"pixels": 2, "max_queries": 60},
+    "sparse-rs": {"pixels": 2, "max_queries": 25},
     "corner-search": {"pixels": 2, "ranked": 20, "max_queries": 400},
     "cma-es": {"pixels": 2, "max_queries": 60},
 }

@@ -11,7 +11,7 @@ from workers.attacks.few_pixel import FewPixelAttack, Incumbents
 if TYPE_CHECKING:
     from workers.search import Batch
 
-__all__ = ["CMAES", "reflected"]
+__all__ = ["CMAES", "Restarting", "reflected"]
 
 SEPARABLE_ABOVE = 100
 """Genes above which the covariance is kept diagonal: a full one takes their square, and their cube to decompose."""
@@ -46,7 +46,7 @@ class CMAES(FewPixelAttack):
         height, width = batch.images.shape[2:]
         incumbents, rows = Incumbents(batch), batch.all_rows
         with threadpool_limits(1, user_api="blas"):  # matrices this small only wait for each other's threads
-            searches = [_Restarting(self, stream, batch.images.shape[1]) for stream in batch.draws(rows)]
+            searches = [Restarting(self, stream, batch.images.shape[1]) for stream in batch.draws(rows)]
             used = 0
             while len(rows) and used < self.max_queries:
                 mine = [searches[row] for row in rows.tolist()]
@@ -63,7 +63,7 @@ class CMAES(FewPixelAttack):
                 rows = rows[~incumbents.done[rows]]
 
 
-class _Restarting:
+class Restarting:
     """One image's optimiser, begun anew where it has converged."""
 
     def __init__(self, attack: CMAES, stream: np.random.Generator, channels: int) -> None:

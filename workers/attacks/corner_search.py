@@ -84,6 +84,8 @@ class CornerSearch(FewPixelAttack):
             if self.samples is not None:
                 share = (left - number * self.samples).clamp(0, self.samples)
             sizes = share[rows]
+            if not bool(sizes.any()):
+                continue
             drawn = [
                 draw_ranks(streams[row], size, pixels, ranked)
                 for row, size in zip(rows.tolist(), sizes.tolist(), strict=True)

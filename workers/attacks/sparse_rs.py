@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from workers.search import Around, Batch
 
-__all__ = ["SparseRS"]
+__all__ = ["SparseRS", "corner_of_each_pixel"]
 
 BLOCK = 256
 """Most iterations whose random numbers are drawn at a time: few calls an image, and little memory."""
@@ -74,7 +74,7 @@ class SparseRS(FewPixelAttack):
         channels, count = batch.images.shape[1], batch.images[0, 0].numel()
         around = batch.around(batch.images, rows)
         corners = torch.from_numpy(all_levels(channels, extremes=True)).to(device)
-        clean = _corner_of_each_pixel(batch.images)
+        clean = corner_of_each_pixel(batch.images)
         streams = batch.draws(rows)
 
         def drawn(parts: Iterable[np.ndarray]) -> "Tensor":
@@ -172,7 +172,7 @@ def _colours(chance: "Tensor", clean: "Tensor", corners: int) -> "Tensor":
     return (chance * corners).long().where(clean < 0, other + (other >= clean))
 
 
-def _corner_of_each_pixel(images: "Tensor") -> "Tensor":
+def corner_of_each_pixel(images: "Tensor") -> "Tensor":
     """int64 ``[B, H·W]``: which row of `all_levels` each pixel is, −1 where it is none."""
     import torch
 
