@@ -101,6 +101,11 @@ class Batch:
         """int64 ``[B]``: 0, 1, …, B − 1."""
         return torch.arange(len(self), device=self.images.device)
 
+    @property
+    def at_once(self) -> int:
+        """The most images that one call of the model takes."""
+        return self._evaluator.batch
+
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Logits ``[n, K]`` of images ``[n, C, H, W]`` (uint8, or float in [0, 1]), each one a query of its row."""
         self._count(self.queries, rows, 1)
