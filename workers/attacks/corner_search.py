@@ -116,7 +116,7 @@ def rankings(logits: "Tensor", rows: "Tensor", goal: "Goal") -> "Tensor":
 
 
 def draw_ranks(stream: np.random.Generator, count: int, pixels: int, ranked: int) -> np.ndarray:
-    """Ranks int64 ``[count, pixels]`` in 0 to N − 1: rank i − 1 with probability (2N − 2i + 1)/N² (Eq. 9)."""
+    """Ranks int64 ``[count, pixels]`` in 0 to N − 1: rank i − 1 with probability (2N − 2i + 1)/N²."""
     return ranked - 1 - np.sqrt(stream.integers(0, ranked**2, (count, pixels))).astype(np.int64)
 
 

@@ -27,11 +27,11 @@ class SparseRS(FewPixelAttack):
     """Sparse-RS with an L0 budget of k pixels.
 
     Croce, Andriushchenko, Singh, Flammarion & Hein (2022), "Sparse-RS: a versatile framework for
-    query-efficient sparse black-box adversarial attacks", Algorithms 1 and 2. The state is a set M of k pixels
-    with a black or white level for each of their channels. At iteration i, max(⌊α_i·k⌋, 1) pixels of M are
-    restored and as many from outside M come in with random levels; where it is one, it differs from the clean
-    pixel. What lowers the loss is kept: the margin when untargeted, the target's cross-entropy when targeted.
-    α_i falls in steps, the paper's for 10,000 queries stretched to the budget.
+    query-efficient sparse black-box adversarial attacks", Algorithm 1 with its L0 sampling. The state is a set
+    M of k pixels with a black or white level for each of their channels. At iteration i, max(⌊α_i·k⌋, 1) pixels
+    of M are restored and as many from outside M come in with random levels; where it is one, it differs from the
+    clean pixel. What lowers the loss is kept: the margin when untargeted, the target's cross-entropy when
+    targeted. α_i falls in steps, the paper's for 10,000 queries stretched to the budget.
     """
 
     NAME: ClassVar[str] = "sparse-rs"
@@ -100,9 +100,7 @@ class SparseRS(FewPixelAttack):
                 better = success | (loss < state.loss)
                 keep = better[:, None]
                 state.order.scatter_(1, leaving, new.where(keep, old)).scatter_(1, entering, old.where(keep, new))
-                state = _State(
-                    state.rows, state.order, corner.where(keep, state.corner), loss.where(better, state.loss)
-                )
+                state = state._replace(corner=corner.where(keep, state.corner), loss=loss.where(better, state.loss))
                 if bool(success.any()):
                     state = _leave(batch, around, state, corners, success)
                     if not len(state.rows):
