@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from workers.attacks.attack import Attack
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
+from workers.losses import Loss, cotangents, values
 from workers.results import SearchResult, Status, distances
 
 __all__ = ["Around", "Batch", "Goal", "search", "search_budgets"]
@@ -55,17 +56,13 @@ class Goal:
         lead = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -float("inf")).amax(dim=1)
         return lead if self.targets is None else -lead
 
-    def loss_cotangent(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """The derivative ``[n, K]``, by the logits, of the loss that the search raises.
+    def loss(self, loss: Loss, logits: Tensor, rows: Tensor) -> Tensor:
+        """float32 ``[n]``: the loss that the search raises (see `workers.losses`), of logits ``[n, K]``."""
+        return values(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
 
-        The loss is the cross-entropy of the label (untargeted) or minus that of the target (targeted). The
-        entry of that class is taken as −Σ of the others, which keeps the small probabilities that 1 − p
-        would round to nothing.
-        """
-        chosen = self.classes[rows][:, None]
-        others = logits.softmax(dim=1).scatter(1, chosen, 0)
-        vector = others.scatter(1, chosen, -others.sum(dim=1, keepdim=True))
-        return vector if self.targets is None else -vector
+    def loss_cotangent(self, logits: Tensor, rows: Tensor, loss: Loss = "ce") -> Tensor:
+        """The derivative ``[n, K]`` of `loss` by the logits."""
+        return cotangents(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
 
 
 class Batch:

@@ -1,0 +1,134 @@
+"""What searches within an L∞ or L2 ball share: ε, the geometry of the ball, and rounding that stays inside it.
+
+Iterates are float32 levels (0 to 255), so that clean images and L∞ bounds are whole numbers.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from workers.attacks.attack import Attack
+from workers.errors import WrongInput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workers.results import Distances
+
+__all__ = ["Norm", "NormBallAttack", "enough_classes", "lengths", "unit"]
+
+Norm = Literal["linf", "l2"]
+
+
+class NormBallAttack(Attack):
+    """A search among the 8-bit images within ε of the clean one.
+
+    The budget is met on whole levels: L∞ within ⌊255ε⌋, L2 with a sum of squared level changes of at most (255ε)².
+    """
+
+    epsilon: float = Field(0.1, ge=1 / 255, description="ε, the radius of the ball, for pixels in [0, 1].")
+    norm: Norm = Field("linf", description="Norm of the ball: linf (largest change) or l2 (Euclidean length).")
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> Self:
+        if self.norm == "linf" and self.epsilon > 1:
+            raise WrongInput(f"--epsilon: must be at most 1 with --norm linf, got {self.epsilon}")
+        return self
+
+    @property
+    def radius(self) -> float:
+        """ε in levels; ⌊255ε⌋ for L∞."""
+        return float(int(255 * self.epsilon + 1e-9)) if self.norm == "linf" else 255 * self.epsilon
+
+    @property
+    def squares(self) -> int:
+        """⌊(255ε)²⌋, the most that squared level changes may sum to."""
+        return int((255 * self.epsilon) ** 2 + 1e-6)  # (255 · 0.2)² may fall just short of 2601
+
+    def within(self, moved: "Distances", features: int) -> "np.ndarray":
+        if self.norm == "linf":
+            return np.rint(moved.linf * 255) <= self.radius
+        return np.rint((moved.l2 * 255) ** 2) <= self.squares
+
+    def steepest(self, gradient: "Tensor") -> "Tensor":
+        """The direction of norm 1 in which a loss with this gradient ``[n, C, H, W]`` rises most."""
+        return gradient.sign() if self.norm == "linf" else unit(gradient)
+
+    def project(self, moved: "Tensor", clean: "Tensor") -> "Tensor":
+        """The images moved into the ball, then into 0 to 255; both ``[n, C, H, W]`` in levels."""
+        if self.norm == "linf":
+            return moved.clamp(clean - self.radius, clean + self.radius).clamp_(0, 255)
+        change = moved - clean
+        shrink = (self.radius / lengths(change).clamp(min=self.radius)).view(-1, 1, 1, 1)
+        return change.mul_(shrink).add_(clean).clamp_(0, 255)
+
+    def rounded(self, moved: "Tensor", clean: "Tensor") -> "Tensor":
+        """The 8-bit images that stand for moved ones in the ball, themselves within the budget; uint8.
+
+        Rounding to the nearest level can leave an L2 ball. Then fewer levels are rounded up in size: those
+        whose fraction is above a threshold that is the same for all of an image, found by bisection.
+        """
+        import torch
+
+        if self.norm == "linf":
+            return moved.round().to(torch.uint8)
+        change = (moved - clean).round_()
+        outside = _squares(change) > self.squares
+        if bool(outside.any()):
+            fraction = (moved - clean)[outside]
+            size, low, high = fraction.abs(), *(torch.full((len(fraction), 1, 1, 1), t) for t in (-0.5, 0.5))
+            low, high = low.to(size), high.to(size)
+            for _ in range(7):
+                middle = (low + high) / 2
+                inside = (_squares((size + middle).floor_().clamp_(min=0)) <= self.squares).view(-1, 1, 1, 1)
+                low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+            change[outside] = (size + low).floor_().clamp_(min=0).copysign_(fraction)
+        return change.add_(clean).to(torch.uint8)
+
+    def random_start(self, clean: "Tensor", streams: Sequence[np.random.Generator]) -> "Tensor":
+        """Uniform draws from the ball around each clean image ``[n, C, H, W]``, one stream an image; in levels."""
+        import torch
+
+        shape = clean.shape[1:]
+        if self.norm == "linf":
+            drawn = np.stack([stream.random(shape, dtype=np.float32) for stream in streams])
+            change = torch.from_numpy(drawn).to(clean.device).mul_(2).sub_(1).mul_(self.radius)
+        else:
+            normal = np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])
+            share = np.array([stream.random() ** (1 / clean[0].numel()) for stream in streams], dtype=np.float32)
+            change = unit(torch.from_numpy(normal).to(clean.device))
+            change *= torch.from_numpy(share).to(clean.device).mul(self.radius).view(-1, 1, 1, 1)
+        return self.project(clean + change, clean)
+
+
+def lengths(change: "Tensor") -> "Tensor":
+    """L2 norms ``[n]`` of ``[n, C, H, W]``, the same bits for any n.
+
+    Summed in two steps, because torch splits the sum of a single long row among its threads.
+    """
+    return change.square().sum(dim=3).flatten(1).sum(dim=1).sqrt_()
+
+
+def unit(gradient: "Tensor") -> "Tensor":
+    """Each of ``[n, C, H, W]`` divided by its L2 norm; zeros stay zeros."""
+    scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_(min=1e-38)  # else squares underflow
+    return scaled.div_(lengths(scaled).clamp_(min=1e-38).view(-1, 1, 1, 1))
+
+
+def enough_classes(loss: str, classes: int, *, needed: int = 3) -> None:
+    """Refuses the DLR loss on a model with fewer than three classes.
+
+    Raises:
+        WrongInput: saying so.
+    """
+    if loss == "dlr" and classes < needed:
+        raise WrongInput(f"--loss: dlr needs a model of at least {needed} classes, this one has {classes}")
+
+
+def _squares(change: "Tensor") -> "Tensor":
+    """Exact sums of squares, float64 ``[n]``, of whole level changes."""
+    import torch
+
+    return change.square().flatten(1).sum(dim=1, dtype=torch.float64)
