@@ -4,7 +4,7 @@ Iterates are float32 levels (0 to 255), so that clean images and L∞ bounds are
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,6 +27,8 @@ class NormBallAttack(Attack):
 
     The budget is met on whole levels: L∞ within ⌊255ε⌋, L2 with a sum of squared level changes of at most (255ε)².
     """
+
+    BUDGET: ClassVar[str | None] = "epsilon"
 
     epsilon: float = Field(0.1, ge=1 / 255, description="ε, the radius of the ball, for pixels in [0, 1].")
     norm: Norm = Field("linf", description="Norm of the ball: linf (largest change) or l2 (Euclidean length).")
