@@ -212,7 +212,7 @@ def scipy_de(task: Task) -> Run:
 
 
 def art(task: Task) -> Run:
-    """`PixelAttack(th=k, es=1)` of a model with softmax; its popsize is fixed, 400 // genes individuals a gene."""
+    """`PixelAttack(th=k, es=1)` of a model with softmax; its population is fixed: 400 // genes individuals a gene."""
     import torch
     from art.attacks.evasion import PixelAttack
     from art.estimators.classification import PyTorchClassifier
@@ -347,7 +347,11 @@ def main() -> None:
             f"\nbrittle attack one-pixel-exact, {options.digits} digits in {shards} shards, from the first one's start "
             f"to the last one's end:\n{rate:,.0f} candidates/s, {share:.0%} of the evaluator's just before and after"
         )
-    print("\nSettings")
+    print(
+        "\na digit: candidates evaluated, counted at the model; MB: the peak above what the process held with its "
+        "imports, model and\nimages (for brittle with the compiled kernel); evaluator, de: how many times a row's "
+        "candidates/s those rows of brittle reach"
+    )
     for name, row in ROWS.items():
         print(f"  {name}: {' '.join((row.prepare.__doc__ or '').split())}")
 
