@@ -299,6 +299,8 @@ def main() -> None:
     missing = [name for name in ("art", "torchattacks") if not importlib.util.find_spec(name)]
     if missing:
         sys.exit(f"{', '.join(missing)} not found: install benchmarks/requirements-peers.txt, see --help")
+    # Threads that wait asleep, as brittle has them: spinning, a shared machine takes minutes for a matrix product.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     machine = _child(options, "machine")
     product, layout, batch = machine["products"], machine["layout"], machine["batch"]
     print(
