@@ -9,6 +9,7 @@ that of a process of its own.
 """
 
 import argparse
+import itertools
 import os
 import platform
 import resource
@@ -62,17 +63,20 @@ def main() -> None:
 
     print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; θ = 1, γ = {GAMMA}")
     print(f"{len(ids)} digits × {CLASSES - 1} targets; the share of pixels is the mean over the successes")
-    print(f"{'map':<12} {'success':<42} {'pixels':>7} {'steps':>6} {'images·targets/s':>17}")
+    print(f"{'map':<20} {'success':<42} {'pixels':>7} {'steps':>6} {'images·targets/s':>17}")
     tables = {}
-    for name in MAPS:
-        table, seconds = towards_all(JSMA(map=name, gamma=GAMMA), model, test, ids)
-        tables[name] = table
+    for name, weighted in itertools.product(MAPS, (False, True)):
+        table, seconds = towards_all(JSMA(map=name, gamma=GAMMA, weighted=weighted), model, test, ids)
+        if weighted:
+            name = f"{name}, weighted"
+        else:
+            tables[name] = table
         success = table["success"].to_numpy()
         rate = Rate(int(success.sum()), len(success))
         pixels = table["l0"].to_numpy()[success].mean() / test.images[0].size
         steps = table["generations"].to_numpy().mean()
-        print(f"{name:<12} {rate!s:<42} {pixels:>7.2%} {steps:>6.1f} {len(table) / seconds:>17.1f}")
-    print(f"{'Papernot':<12} {'97 %, another network':<42} {'4.02%':>7}")
+        print(f"{name:<20} {rate!s:<42} {pixels:>7.2%} {steps:>6.1f} {len(table) / seconds:>17.1f}")
+    print(f"{'Papernot':<20} {'97 %, another network':<42} {'4.02%':>7}")
     print("all of a digit's targets count as independent in the interval\n")
     for name, table in tables.items():
         print_matrix(name, table)

@@ -36,6 +36,11 @@ class JSMA(Attack):
     any in the domain may move, else only those that have moved already. As in Algorithm 3 a pair needs two, so
     that an odd rest is not used.
 
+    The maps take no notice of how far a feature can still move: at θ = 1 a pixel of level 254 is chosen by its
+    derivative as one of level 0 is. With ``weighted`` (brittle's own) α and β of each feature are multiplied by
+    the part of θ that it can move, so that the maps rank what a step does; where a whole step fits they are the
+    same.
+
     Untargeted, every other class is tried as the target, all of them step by step together, until the image is
     misclassified: that with the fewest changed features is kept (then the fewest steps, then the class first in
     order after the label), and a search that has changed as many already is given up.
@@ -52,6 +57,10 @@ class JSMA(Attack):
     )
     max_steps: int | None = Field(
         None, ge=1, description=f"Most steps; {SEED_STEPS} when neither this nor --gamma is given, else no limit."
+    )
+
+    weighted: bool = Field(
+        False, description="Weigh a feature's derivatives by how far a step can move it before it saturates."
     )
 
     @property
@@ -141,6 +150,11 @@ class JSMA(Attack):
         images = searches.levels.view(-1, *batch.images.shape[1:])
         logits, (alpha, beta) = batch.vector_jacobian(images, searches.image, cotangents)
         alpha, beta = alpha.flatten(1), beta.flatten(1)
+        if self.weighted:
+            step = abs(round(255 * self.theta))
+            room = 255 - searches.levels if self.theta > 0 else searches.levels
+            part = room.clamp_max(step) / step
+            alpha, beta = alpha * part, beta * part
         domain = searches.levels != (255 if self.theta > 0 else 0)
         if self.gamma is not None:
             spent = searches.changed + self.features_a_step > self.most_features(images[0].numel())
