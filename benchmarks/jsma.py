@@ -3,9 +3,9 @@
     python benchmarks/jsma.py --model MODEL [--digits 100]
 
 Every correctly classified digit is moved towards all nine other classes, θ = 1, γ = .145 (Papernot et al.'s).
-The rates are of this process, the machine's other work included; that of torchattacks, where it is installed, is
-of the first digits and three targets of each, the maps timed on the same between its rounds. Peak memory is
-that of a process of its own.
+The rates include whatever else the machine does. torchattacks, where it is installed, has the first of the digits
+and all their targets, and the maps are timed on the same between its rounds. Peak memory is that of a process of
+its own.
 """
 
 import argparse
@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a model for MNIST")
     parser.add_argument("--digits", type=int, default=100, help="correctly classified test digits")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="torch's")
+    parser.add_argument("--peer-digits", type=int, default=20, help="of these, for torchattacks")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison with torchattacks")
     parser.add_argument("--memory", action="store_true", help="only the peak memory, in this process")
     options = parser.parse_args()
@@ -80,7 +81,7 @@ def main() -> None:
     print("all of a digit's targets count as independent in the interval\n")
     for name, table in tables.items():
         print_matrix(name, table)
-    print_peers(model, test, ids[:8], options.rounds)
+    print_peers(model, test, ids[: options.peer_digits], options.rounds)
     command = [sys.executable, __file__, "--memory", "--threads", str(options.threads)]
     peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     print(f"peak memory, pair map, one 3×224×224 image towards nine targets, five steps: {peak} GB resident")
@@ -119,9 +120,9 @@ def print_peers(model: nn.Module, test: Dataset, ids: np.ndarray, rounds: int) -
     except ImportError:
         print("torchattacks is not installed: no comparison")
         return
-    repeated = np.repeat(ids, 3)
+    repeated = np.repeat(ids, CLASSES - 1)
     labels = test.labels[repeated]
-    targets = (labels + np.tile([1, 4, 7], len(ids))) % CLASSES
+    targets = (labels + np.tile(np.arange(1, CLASSES), len(ids))) % CLASSES
     images = torch.tensor(test.images[repeated]).float() / 255
     peer = torchattacks.JSMA(model, theta=1.0, gamma=GAMMA)
     peer.set_mode_targeted_by_label(quiet=True)
@@ -139,7 +140,7 @@ def print_peers(model: nn.Module, test: Dataset, ids: np.ndarray, rounds: int) -
         reached = model(found).argmax(dim=1).numpy() == targets
         changed = (found != images).flatten(1).sum(dim=1).numpy()[reached].mean() / images[0].numel()
         outcome["torchattacks"] = reached.mean(), changed
-    print(f"{len(ids)} digits × 3 targets, medians of {rounds} rounds, those of each round one after the other")
+    print(f"{len(ids)} digits × {CLASSES - 1} targets, medians of {rounds} rounds, each timed one after the other")
     print(f"{'':<14} {'images·targets/s':>17} {'ratio':>7} {'success':>8} {'pixels':>7}")
     for name, (success, pixels) in outcome.items():
         ratio = statistics.median(mine / its for mine, its in zip(rates[name], rates["torchattacks"], strict=True))

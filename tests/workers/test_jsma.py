@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.conftest import random_images, random_model
+from tests.workers.test_attacks import columns
 from tests.workers.test_fgsm import predictions
 from workers.attacks import JSMA
 from workers.errors import WrongInput
@@ -114,6 +115,22 @@ def test_untargeted_is_the_cheapest_way_out_of_the_label(batch: int) -> None:
         assert untargeted.queries[row] == sum(min(way[1], fewest) + 1 for way in ways)  # the others are given up
     assert compared >= 6
     assert 0 < untargeted.success.sum() < len(images)
+
+
+@pytest.mark.parametrize("saliency_map", ["classes", "pair"])  # the table of all attacks runs the default map
+@pytest.mark.parametrize("goal", ["untargeted", "each"])
+def test_batch_is_single_is_permuted(saliency_map: str, goal: str) -> None:
+    model, shape, classes = random_model("colour", 23)
+    images = random_images(shape, 21, 24)
+    labels = predictions(model, images)
+    targets = None if goal == "untargeted" else (labels + 1 + np.arange(21) % (classes - 1)) % classes
+    attack = JSMA(map=saliency_map, theta=0.4, gamma=0.1, weighted=True)
+    result = attack(model, images, labels, targets=targets, batch=16)
+    assert 0 < result.success.sum() < 21
+    order = np.random.default_rng(25).permutation(21)
+    for rows in (order, order[:1], order[5:12]):
+        some = attack(model, images[rows], labels[rows], targets=None if targets is None else targets[rows], ids=rows)
+        assert columns(some) == columns(result, rows)
 
 
 def test_an_odd_rest_of_the_budget_is_not_used() -> None:
