@@ -79,7 +79,13 @@ class Batch:
     """
 
     def __init__(
-        self, images: Tensor, goal: Goal, classes: int, evaluator: DenseEvaluator, streams: Sequence[Sequence[int]]
+        self,
+        images: Tensor,
+        goal: Goal,
+        classes: int,
+        evaluator: DenseEvaluator,
+        streams: Sequence[Sequence[int]],
+        clean_gradient: Tensor | None = None,
     ) -> None:
         self.images, self.goal, self.classes = images, goal, classes
         self.adversarial = images.clone()
@@ -88,7 +94,7 @@ class Batch:
         )
         self.certified = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.by_products: dict[str, Tensor] = {}
-        self._evaluator, self._streams = evaluator, streams
+        self._evaluator, self._streams, self._clean_gradient = evaluator, streams, clean_gradient
 
     def __len__(self) -> int:
         return len(self.images)
@@ -128,6 +134,16 @@ class Batch:
         self._count(self.queries, rows, 1)
         self._count(self.gradients, rows, len(products))
         return logits, products
+
+    def clean_gradient(self) -> Tensor:
+        """The gradient ``[B, C, H, W]`` of the cross-entropy at the clean images, a query and a gradient each.
+
+        For an attack that says ``USES_CLEAN_GRADIENT``: it was taken in the pass of the clean predictions.
+        """
+        assert self._clean_gradient is not None
+        for counter in (self.queries, self.gradients):
+            self._count(counter, self.all_rows, 1)
+        return self._clean_gradient
 
     def draws(self, rows: Tensor) -> list[np.random.Generator]:
         """A random stream for each row, keyed by (seed, image id, target, attack) and by nothing else."""
@@ -220,23 +236,40 @@ def search_budgets(
     """
     evaluator = DenseEvaluator(model, block=block, batch=batch)
     clean = _eight_bit(images).to(evaluator.device)
+    label = _class_numbers("labels", labels, len(clean))
+    target = None if targets is None else _class_numbers("targets", targets, len(clean))
+    ids = _image_ids(ids, len(clean))
+    goal = Goal(
+        torch.from_numpy(label).to(clean.device), None if target is None else torch.from_numpy(target).to(clean.device)
+    )
+
+    def cotangents(logits: Tensor, part: slice) -> list[Tensor]:
+        _refuse_unknown_classes(label, target, logits.shape[1])
+        return [goal.loss_cotangent(logits, torch.arange(part.start, part.stop, device=clean.device))]
+
     results: list[SearchResult] = []
     with _evaluation_mode(model):
-        logits = evaluator.logits(clean)
-        classes = logits.shape[1]
+        gradient = None
+        if attacks[0].USES_CLEAN_GRADIENT:
+            logits, (gradient,) = evaluator.gradients(clean, cotangents)
+        else:
+            logits = evaluator.logits(clean)
+        _refuse_unknown_classes(label, target, logits.shape[1])
         subject = _Subject(
             evaluator,
             clean,
             logits,
-            label=_class_numbers("labels", labels, len(clean), classes),
-            target=None if targets is None else _class_numbers("targets", targets, len(clean), classes),
-            ids=_image_ids(ids, len(clean)),
+            gradient,
+            goal,
+            label,
+            target,
+            ids,
             seed=seed,
             split=split,
             worker=worker,
         )
         for attack in attacks:
-            attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), classes)
+            attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), logits.shape[1])
             results.append(_at_budget(attack, subject, results[-1] if results and attack.CARRIES else None))
     return results
 
@@ -248,6 +281,8 @@ class _Subject:
     evaluator: DenseEvaluator
     clean: Tensor
     logits: Tensor
+    gradient: Tensor | None
+    goal: Goal
     label: np.ndarray
     target: np.ndarray | None
     ids: np.ndarray
@@ -274,16 +309,15 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
     searched = np.flatnonzero(status == Status.EXHAUSTED)
 
     rows = torch.from_numpy(searched).to(clean.device)
-    goal = Goal(
-        torch.from_numpy(label[searched]).to(clean.device),
-        None if target is None else torch.from_numpy(target[searched]).to(clean.device),
-    )
+    whole = subject.goal
+    goal = Goal(whole.labels[rows], None if whole.targets is None else whole.targets[rows])
+    gradient = None if subject.gradient is None else subject.gradient[rows]
     # Keyed by the attack's name alone: the same search with a larger budget begins with the same draws.
     attack_key = int.from_bytes(hashlib.sha256(attack.NAME.encode()).digest()[:8])
     keys = [
         (subject.seed, int(subject.ids[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched
     ]
-    state = Batch(clean[rows], goal, subject.logits.shape[1], subject.evaluator, keys)
+    state = Batch(clean[rows], goal, subject.logits.shape[1], subject.evaluator, keys, gradient)
     if len(searched):
         attack._search(state)
     adversarial[rows] = state.adversarial
@@ -341,7 +375,7 @@ def _eight_bit(images: Any) -> Tensor:
     return rounded.to(torch.uint8)
 
 
-def _class_numbers(what: str, numbers: Any, count: int, classes: int) -> np.ndarray:
+def _class_numbers(what: str, numbers: Any, count: int) -> np.ndarray:
     array = np.asarray(numbers.cpu() if isinstance(numbers, Tensor) else numbers)
     if array.dtype.kind not in "iu":
         raise ValueError(f"{what} must be integers, got {array.dtype}")
@@ -349,9 +383,13 @@ def _class_numbers(what: str, numbers: Any, count: int, classes: int) -> np.ndar
         array = np.full(count, array)
     if array.shape != (count,):
         raise ValueError(f"{what} must be one number an image ({count}), got shape {array.shape}")
-    if array.min() < 0 or array.max() >= classes:
-        raise ValueError(f"{what} must lie in 0 to {classes - 1}, got {array.min()} to {array.max()}")
     return array.astype(np.int64)
+
+
+def _refuse_unknown_classes(label: np.ndarray, target: np.ndarray | None, classes: int) -> None:
+    for what, array in (("labels", label), ("targets", target)):
+        if array is not None and (array.min() < 0 or array.max() >= classes):
+            raise ValueError(f"{what} must lie in 0 to {classes - 1}, got {array.min()} to {array.max()}")
 
 
 def _image_ids(ids: Any, count: int) -> np.ndarray:

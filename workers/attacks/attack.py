@@ -41,6 +41,9 @@ class Attack(BaseModel):
     CERTIFIES: ClassVar[bool] = False
     """Whether a search that finds nothing proves that nothing in its space succeeds."""
 
+    USES_CLEAN_GRADIENT: ClassVar[bool] = False
+    """Whether the search begins with the loss gradient at the clean images (see ``Batch.clean_gradient``)."""
+
     def __init__(self, **parameters: Any) -> None:
         try:
             super().__init__(**parameters)

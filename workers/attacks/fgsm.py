@@ -25,6 +25,7 @@ class FGSM(Attack):
     NAME: ClassVar[str] = "fgsm"
     BUDGET: ClassVar[str | None] = "epsilon"
     CARRIES: ClassVar[bool] = False
+    USES_CLEAN_GRADIENT: ClassVar[bool] = True
 
     epsilon: float = Field(0.01, ge=1 / 255, le=1, description="ε, the L∞ size of the step on pixels in [0, 1].")
 
@@ -39,11 +40,7 @@ class FGSM(Attack):
     def _search(self, batch: "Batch") -> None:
         import torch
 
-        rows = batch.all_rows
-        _, (gradient,) = batch.vector_jacobian(
-            batch.images, rows, lambda logits, part: [batch.goal.loss_cotangent(logits, part)]
-        )
-        moved = batch.images.to(torch.int16) + self.levels * gradient.sign().to(torch.int16)
+        moved = batch.images.to(torch.int16) + self.levels * batch.clean_gradient().sign().to(torch.int16)
         batch.adversarial = moved.clamp(0, 255).to(torch.uint8)
         batch.generations += 1
 
