@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from workers.attacks.attack import Attack
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
+from workers.evaluation.scores import lead, log_odds
 from workers.losses import Loss, cotangents, values
 from workers.results import SearchResult, Status, distances
 
@@ -52,9 +53,16 @@ class Goal:
 
         Untargeted, the label's logit over the best other one; targeted, the best other one over the target's.
         """
-        chosen = self.classes[rows][:, None]
-        lead = logits.gather(1, chosen)[:, 0] - logits.scatter(1, chosen, -float("inf")).amax(dim=1)
-        return lead if self.targets is None else -lead
+        ahead = lead(logits, self.classes[rows])
+        return ahead if self.targets is None else -ahead
+
+    def log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
+        """float32 ``[n]``: the log-odds of the label (untargeted), or minus those of the target (targeted).
+
+        The order of the label's probability, or of 1 − the target's, without their rounding.
+        """
+        odds = log_odds(logits, self.classes[rows])
+        return odds if self.targets is None else -odds
 
     def loss(self, loss: Loss, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the loss that the search raises (see `workers.losses`), of logits ``[n, K]``."""
@@ -145,6 +153,11 @@ class Batch:
             self._count(counter, self.all_rows, 1)
         return self._clean_gradient
 
+    def keys(self, rows: Tensor) -> Tensor:
+        """Two words for each row, int64 ``[n, 2]``: the key of its counter-based draws (`workers.draws`)."""
+        words = [np.random.SeedSequence(self._streams[row]).generate_state(2) for row in rows.tolist()]
+        return torch.from_numpy(np.array(words, dtype=np.int64).reshape(-1, 2)).to(rows.device)
+
     def draws(self, rows: Tensor) -> list[np.random.Generator]:
         """A random stream for each row, keyed by (seed, image id, target, attack) and by nothing else."""
         keys = (self._streams[row] for row in rows.tolist())
@@ -178,8 +191,10 @@ class Around:
         self.batch._count(self.batch.queries, rows, 1)
         logits, tolerance = self.neighbourhood.logits(index, position, levels)
         margin = self.batch.goal.margin(logits, rows)
-        success = self.batch.goal.reached(logits, rows)
-        unsure = torch.nonzero(margin.abs() <= 2 * tolerance)[:, 0] if tolerance else rows[:0]
+        if tolerance is None:
+            return logits, margin, self.batch.goal.reached(logits, rows)
+        success = margin < 0  # what a tie means is asked below
+        unsure = torch.nonzero(margin.abs() <= 2 * tolerance)[:, 0]
         if len(unsure):
             exact = self.neighbourhood.dense_logits(index[unsure], position[unsure], levels[unsure])
             success[unsure] = self.batch.goal.reached(exact, rows[unsure])

@@ -1,7 +1,5 @@
 """Few-pixel search by differential evolution, many images and all their individuals in one tensor."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
@@ -14,10 +12,16 @@ if TYPE_CHECKING:
 
     from workers.search import Around, Batch
 
-__all__ = ["DifferentialEvolution", "Draws", "crossover", "donors", "phenotype", "repair"]
+__all__ = ["DifferentialEvolution", "crossover", "donors", "first_population", "phenotype", "repair", "trials"]
 
-CHUNK = 1 << 16
-"""Candidates judged at a time, which bounds the memory whatever the population and the number of images."""
+CHUNK = 1 << 14
+"""Individuals made and judged at a time, which bounds the memory whatever the population and the number of images."""
+
+STATE = 1 << 26
+"""Genes of all populations held at a time: 256 MB. More images than that wait for those before them."""
+
+IMAGES = 1024
+"""Most images searched at a time: their clean activations are held as well."""
 
 Strategy = Literal["best1bin", "rand1bin"]
 
@@ -31,6 +35,14 @@ class DifferentialEvolution(FewPixelAttack):
     so that 255 is reached. A generation is made from the one before it (deferred updating), out-of-bounds
     genes are drawn anew, and every individual of every generation is checked for success. Where an
     individual names a pixel twice, the later one counts. The defaults are the seed's.
+
+    The probability is minimised by its log-odds: the same order, without the ties of what rounds to 1.
+
+    Of each image searched at a time (at most `IMAGES`, and `STATE` genes in all, but at least one) the
+    population, float32 ``[population, k·(2 + C)]``, and its fitness, float32 ``[population]``, are kept: 80 kB
+    for one grey pixel and population 5000. All else is made for `CHUNK` individuals, or one image's, at a time.
+    Every draw is a function of the image's key, the generation and the individual (`workers.draws`). A
+    generation asks the device once, for which images are left.
     """
 
     NAME: ClassVar[str] = "de"
@@ -52,115 +64,160 @@ class DifferentialEvolution(FewPixelAttack):
         return max(1, min(256, 200_000 // (self.population * (self.generations + 1))))
 
     def _search(self, batch: "Batch") -> None:
-        import torch
-
-        rows = batch.all_rows
-        around = batch.around(batch.images, rows)
         genes = self.pixels * (2 + batch.images.shape[1])
-        streams = [Draws(stream, self, genes) for stream in batch.draws(rows)]
+        at_once = max(1, min(IMAGES, STATE // (self.population * genes)))
+        for start in range(0, len(batch), at_once):
+            self._evolve(batch, batch.all_rows[start : start + at_once], genes)
 
-        def drawn(parts: Iterable[np.ndarray]) -> "Tensor":
-            return torch.from_numpy(np.stack(list(parts))).to(rows.device)
-
-        population = trials = drawn(stream.first_population() for stream in streams)
-        fitness = torch.full(population.shape[:2], torch.inf, device=rows.device)
-        for generation in range(self.generations + 1):
-            scores, hits = self._evaluate(batch, around, trials, rows)
-            better = scores <= fitness
-            fitness = torch.where(better, scores, fitness)
-            population = torch.where(better[:, :, None], trials, population)
-            best, done = fitness.argmin(dim=1), hits.any(dim=1)
-            fittest_hit = scores.masked_fill(~hits, torch.inf).argmin(dim=1)
-            each = torch.arange(len(rows), device=rows.device)
-            shown = torch.where(done[:, None], trials[each, fittest_hit], population[each, best])
-            position, levels = phenotype(shown, self.pixels, batch.images.shape[2], batch.images.shape[3])
-            batch.adversarial[rows] = around.images(rows, position, levels)
-            if generation == self.generations or bool(done.all()):
-                return
-            going = ~done
-            streams = [stream for stream, keep in zip(streams, going.tolist(), strict=True) if keep]
-            rows, population, fitness, best = rows[going], population[going], fitness[going], best[going]
-            mutants = donors(
-                population,
-                best,
-                drawn(stream.parents() for stream in streams),
-                drawn(stream.scale() for stream in streams),
-                self.strategy,
-            )
-            trials = crossover(population, mutants, drawn(stream.taken() for stream in streams))
-            trials = repair(trials, drawn(stream.fresh() for stream in streams))
-            batch.generations[rows] += 1
-
-    def _evaluate(
-        self, batch: "Batch", around: "Around", individuals: "Tensor", rows: "Tensor"
-    ) -> tuple["Tensor", "Tensor"]:
-        """Fitness and success, each ``[b, population]``, of individuals ``[b, population, genes]``."""
+    def _evolve(self, batch: "Batch", rows: "Tensor", genes: int) -> None:
+        """Searches for some rows of the batch; what is kept of an image lies at its place among them, its slot."""
         import torch
 
-        owner, flat = rows.repeat_interleave(individuals.shape[1]), individuals.flatten(0, 1)
-        fitness, success = [], []
-        for start in range(0, len(owner), CHUNK):
-            part = slice(start, start + CHUNK)
-            position, levels = phenotype(flat[part], self.pixels, batch.images.shape[2], batch.images.shape[3])
-            logits, margin, hits = around.judge(owner[part], position, levels)
-            fitness.append(self._fitness(batch, logits, margin, owner[part]))
-            success.append(hits)
+        around, keys = batch.around(batch.images[rows], rows), batch.keys(rows)
+        population = torch.empty((len(rows), self.population, genes), device=rows.device)
+        fitness = torch.full(population.shape[:2], torch.inf, device=rows.device)
+        strongest = torch.full(rows.shape, torch.inf, device=rows.device)  # the fitness of the successes found
+        shown = torch.empty((len(rows), genes), device=rows.device)  # and their genes
+        left = torch.arange(len(rows), device=rows.device)
+        images = max(1, CHUNK // self.population)
+        for generation in range(self.generations + 1):
+            for first in range(0, len(left), images):
+                slots = left[first : first + images]
+                key, energies = keys[slots], fitness[slots]
+                if generation:
+                    before, best = population[slots], energies.argmin(dim=1)
+                else:
+                    before = first_population(key, self.population, genes)
+                for start in range(0, self.population, CHUNK):
+                    part = slice(start, min(start + CHUNK, self.population))
+                    made = before[:, part]
+                    if generation:
+                        made = trials(self, before, best, key, generation, part)
+                    scores, hits = self._judge(batch, around, slots, made)
+                    better = scores <= energies[:, part]
+                    fitness[slots, part] = scores.where(better, energies[:, part])
+                    population[slots, part] = made.where(better[:, :, None], before[:, part])
+                    hit, number = scores.masked_fill(~hits, torch.inf).min(dim=1)
+                    closer = hit < strongest[slots]
+                    chosen = made[torch.arange(len(slots), device=rows.device), number]
+                    shown[slots] = chosen.where(closer[:, None], shown[slots])
+                    strongest[slots] = hit.where(closer, strongest[slots])
+            if generation:
+                batch.generations[rows[left]] += 1
+            done = strongest[left] < torch.inf
+            going = torch.nonzero(~done)[:, 0]
+            if generation == self.generations or len(going) < len(left):
+                fittest = population[left, fitness[left].argmin(dim=1)]
+                position, levels = phenotype(shown[left].where(done[:, None], fittest), self.pixels, *_sides(batch))
+                batch.adversarial[rows[left]] = around.images(left, position, levels)
+            left = left[going]
+            if not len(left):
+                return
+
+    def _judge(
+        self, batch: "Batch", around: "Around", slots: "Tensor", individuals: "Tensor"
+    ) -> tuple["Tensor", "Tensor"]:
+        """Fitness and success, each ``[b, n]``, of individuals ``[b, n, genes]`` of the images ``slots``."""
         shape = individuals.shape[:2]
-        return torch.cat(fitness).view(shape), torch.cat(success).view(shape)
+        index = slots[:, None].expand(shape).flatten()
+        position, levels = phenotype(individuals.flatten(0, 1), self.pixels, *_sides(batch))
+        logits, scores, success = around.judge(index, position, levels)
+        if self.fitness == "probability":
+            scores = batch.goal.log_odds(logits, around.rows[index])
+        return scores.view(shape), success.view(shape)
 
-    def _fitness(self, batch: "Batch", logits: "Tensor", margin: "Tensor", rows: "Tensor") -> "Tensor":
-        if self.fitness == "margin":
-            return margin
-        probability = logits.softmax(dim=1).gather(1, batch.goal.classes[rows][:, None])[:, 0]
-        return probability if batch.goal.targets is None else 1 - probability
+
+def _sides(batch: "Batch") -> tuple[int, int]:
+    return batch.images.shape[2], batch.images.shape[3]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """One image's random numbers, in the order the search asks for them.
+def first_population(keys: "Tensor", population: int, genes: int) -> "Tensor":
+    """float32 ``[b, population, genes]`` in [0, 1): Latin hypercubes (McKay, Beckman & Conover, 1979).
 
-    Attributes:
-        stream: the image's own generator.
-        attack: gives population, strategy, F and CR.
-        genes: the length of an individual.
+    Args:
+        keys: int64 ``[b, 2]``, of the images' draws.
+        population: how many individuals; each gene has one of them in each of as many strata.
+        genes: of an individual.
     """
+    import torch
 
-    stream: np.random.Generator
-    attack: DifferentialEvolution
-    genes: int
+    from workers import compiled
+    from workers.attacks import de_kernel
+    from workers.draws import unit
 
-    def first_population(self) -> np.ndarray:
-        """float32 ``[population, genes]`` in [0, 1): a Latin hypercube (McKay, Beckman & Conover, 1979)."""
-        size = self.attack.population
-        strata = self.stream.permuted(np.tile(np.arange(size, dtype=np.float32)[:, None], (1, self.genes)), axis=0)
-        return np.minimum((strata + self.fresh()) / size, np.float32(1 - 2**-24))
+    if compiled.on_host(keys):
+        ranked = np.empty((len(keys), genes, population), np.int64)
+        de_kernel.strata_keys(keys.numpy(), ranked)
+        ranked.sort(axis=2)
+        made = np.empty((len(keys), population, genes), np.float32)
+        de_kernel.latin(ranked, keys.numpy(), made)
+        return torch.from_numpy(made)
+    individuals = torch.arange(population, device=keys.device)
+    ranks = _words(keys, 0, individuals, de_kernel.STRATA, genes) >> 1 << 32 | individuals[:, None]
+    strata = (ranks.sort(dim=1).values & 0xFFFFFFFF).to(torch.float32)
+    within = unit(_words(keys, 0, individuals, de_kernel.FRESH, genes))
+    share = float(np.float32(1 / population))
+    return ((strata + within) * share).clamp(max=1 - 2**-24)
 
-    def parents(self) -> np.ndarray:
-        """int64 ``[population, 2 or 3]``: for each individual, others distinct from it and from each other."""
-        size = self.attack.population
-        taken = np.arange(size)[:, None]
-        for excluded in range(1, 3 if self.attack.strategy == "best1bin" else 4):
-            drawn = self.stream.integers(0, size - excluded, size)
-            for other in np.sort(taken, axis=1).T:  # step over those already taken, from the lowest up
-                drawn += drawn >= other
-            taken = np.concatenate([taken, drawn[:, None]], axis=1)
-        return taken[:, 1:]
 
-    def scale(self) -> np.ndarray:
-        """float32 scalar: F of this generation, dithered over U(0.5, 1) unless it is fixed."""
-        drawn = self.stream.uniform(0.5, 1)
-        return np.asarray(self.attack.mutation or drawn, dtype=np.float32)
+def trials(
+    attack: DifferentialEvolution,
+    before: "Tensor",
+    best: "Tensor",
+    keys: "Tensor",
+    generation: int,
+    part: slice,
+) -> "Tensor":
+    """The trial vectors float32 ``[b, n, genes]`` of the n individuals ``part``: mutation, crossover, repair.
 
-    def taken(self) -> np.ndarray:
-        """bool ``[population, genes]``: the genes to take from the mutant, at least one an individual."""
-        size = self.attack.population
-        mask = self.stream.random((size, self.genes), dtype=np.float32) < self.attack.recombination
-        mask[np.arange(size), self.stream.integers(0, self.genes, size)] = True
-        return mask
+    Args:
+        attack: gives strategy, F and CR.
+        before: ``[b, population, genes]``, the generation before.
+        best: int64 ``[b]``, the fittest of each image.
+        keys: int64 ``[b, 2]``, of the images' draws.
+        generation: its number.
+        part: start and stop.
+    """
+    import torch
 
-    def fresh(self) -> np.ndarray:
-        """float32 ``[population, genes]`` in [0, 1): what out-of-bounds genes become."""
-        return self.stream.random((self.attack.population, self.genes), dtype=np.float32)
+    from workers import compiled
+    from workers.attacks import de_kernel
+    from workers.draws import below, philox, three_others, unit
+
+    threshold, count = round(attack.recombination * 2**32), before.shape[1]
+    random_base = attack.strategy == "rand1bin"
+    if compiled.on_host(before):
+        made = np.empty((len(before), part.stop - part.start, before.shape[2]), np.float32)
+        de_kernel.trials(
+            before.numpy(), best.numpy(), keys.numpy(), generation, part.start,
+            np.float32(attack.mutation or 0), threshold, random_base, made,
+        )  # fmt: skip
+        return torch.from_numpy(made)
+    k0, k1 = keys[:, 0], keys[:, 1]
+    dithered = 0.5 + 0.5 * unit(philox(0, generation, de_kernel.SCALE, 0, k0, k1)[0])
+    scale = dithered if attack.mutation is None else torch.full_like(dithered, attack.mutation)
+    individuals = torch.arange(part.start, part.stop, device=keys.device)
+    words = philox(individuals, generation, de_kernel.PARENTS, 0, k0[:, None], k1[:, None])
+    others = torch.stack(three_others(*words[:3], individuals, count), dim=2)
+    mutants = donors(before, best, others if random_base else others[:, :, 1:], scale, attack.strategy)
+    if threshold < 1 << 32:
+        genes = torch.arange(before.shape[2], device=keys.device)
+        taken = _words(keys, generation, individuals, de_kernel.TAKEN, len(genes)) < threshold
+        taken |= below(words[3], len(genes))[:, :, None] == genes
+        mutants = crossover(before[:, part], mutants, taken)
+    return repair(mutants, unit(_words(keys, generation, individuals, de_kernel.FRESH, before.shape[2])))
+
+
+def _words(keys: "Tensor", generation: int, individuals: "Tensor", purpose: int, genes: int) -> "Tensor":
+    """A word for each gene, int64 ``[b, n, genes]``."""
+    import torch
+
+    from workers.draws import philox
+
+    blocks = torch.arange(-(-genes // 4), device=keys.device)
+    key = keys[:, None, None]
+    words = philox(individuals[:, None], generation, purpose, blocks, key[..., 0], key[..., 1])
+    return torch.stack(words, dim=3).flatten(2)[:, :, :genes]
 
 
 def donors(population: "Tensor", best: "Tensor", parents: "Tensor", scale: "Tensor", strategy: Strategy) -> "Tensor":
@@ -173,7 +230,9 @@ def donors(population: "Tensor", best: "Tensor", parents: "Tensor", scale: "Tens
         scale: ``[b]``, F.
         strategy: which base vector.
     """
-    image = best.new_tensor(range(len(best)))
+    import torch
+
+    image = torch.arange(len(best), device=best.device)
     chosen = population[image[:, None, None], parents]
     base = population[image, best][:, None] if strategy == "best1bin" else chosen[:, :, 0]
     return base + scale[:, None, None] * (chosen[:, :, -2] - chosen[:, :, -1])
@@ -193,7 +252,15 @@ def phenotype(individuals: "Tensor", pixels: int, height: int, width: int) -> tu
     """Positions row·W + column, int64 ``[n, k]``, and levels, uint8 ``[n, k, C]``, of genotypes ``[n, k·(2 + C)]``."""
     import torch
 
+    from workers import compiled
+    from workers.attacks import de_kernel
+
     genes = individuals.view(len(individuals), pixels, -1)
-    row = (genes[:, :, 0] * height).long().clamp(0, height - 1)
-    column = (genes[:, :, 1] * width).long().clamp(0, width - 1)
-    return row * width + column, (genes[:, :, 2:] * 256).clamp(0, 255).to(torch.uint8)
+    if compiled.on_host(individuals):
+        places = np.empty(genes.shape[:2], np.int64)
+        values = np.empty((*genes.shape[:2], genes.shape[2] - 2), np.uint8)
+        de_kernel.phenotype(individuals.numpy(), height, width, places, values)
+        return torch.from_numpy(places), torch.from_numpy(values)
+    row = (genes[:, :, 0] * height).long().clamp(max=height - 1)
+    column = (genes[:, :, 1] * width).long().clamp(max=width - 1)
+    return row * width + column, (genes[:, :, 2:] * 256).to(torch.uint8)

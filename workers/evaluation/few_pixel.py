@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from workers.evaluation.chain import read_chain
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.incremental import CleanState, IncrementalEvaluator
+from workers.evaluation.scores import slack
 
 __all__ = ["FewPixelEvaluator", "Neighbourhood", "all_levels", "changed_images"]
 
@@ -62,8 +63,10 @@ class Neighbourhood:
         self._evaluator = evaluator
         self._state: CleanState | None = None
 
-    def logits(self, index: Tensor, position: Tensor, levels: Tensor) -> tuple[Tensor, float]:
-        """Logits float32 ``[n, K]`` of candidates, and by how much they may differ from the dense ones.
+    def logits(self, index: Tensor, position: Tensor, levels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits float32 ``[n, K]`` of candidates, and by how much each may differ from the dense ones (``[n]``).
+
+        None for how much says that they are the dense ones.
 
         Args:
             index: int64 ``[n]``, the image that each candidate changes.
@@ -72,11 +75,11 @@ class Neighbourhood:
         """
         incremental = self._evaluator.incremental(position.shape[1])
         if incremental is None:
-            return self.dense_logits(index, position, levels), 0.0
+            return self.dense_logits(index, position, levels), None
         if self._state is None:
             self._state = incremental.clean_state(self.images, block=self._evaluator.dense.block)
         found = torch.from_numpy(incremental.logits(self._state, index.numpy(), position.numpy(), levels.numpy()))
-        return found, 1e-4 * max(1.0, float(found.abs().max())) if len(found) else 0.0
+        return found, slack(found)
 
     def dense_logits(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
         """The same logits from whole images through the whole model."""

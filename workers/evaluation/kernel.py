@@ -3,23 +3,12 @@
 The source is not type-checked: numba compiles it for the types that come.
 """
 
-import hashlib
-import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import platformdirs
 
-# The compiled kernel is kept in the user's cache, in a folder named by its source: numba itself does not notice
-# that an imported intrinsic was edited. At a new path, as of a shipped working directory, it compiles anew (7 s).
-_SOURCES = [Path(__file__), Path(__file__).with_name("vectors.py")]
-_VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("brittle")) / "kernels" / _VERSION))
-
-from numba import njit  # noqa: E402
-
-from workers.evaluation.vectors import NONZERO_LANES, copy8, make_push, prefetch, relu_change8  # noqa: E402
+from workers.compiled import njit
+from workers.evaluation.vectors import NONZERO_LANES, copy8, make_push, prefetch, relu_change8
 
 __all__ = [
     "FIRST_CACHE",

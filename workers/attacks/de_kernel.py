@@ -1,0 +1,101 @@
+"""One generation of differential evolution on the CPU: trials and phenotypes, each in one compiled pass.
+
+`workers.attacks.de` has the same in torch operations, for other devices; the tests hold them equal bit for bit.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from workers.compiled import njit
+from workers.draws import below, philox, three_others
+
+__all__ = ["FRESH", "PARENTS", "SCALE", "STRATA", "TAKEN", "phenotype", "strata_keys", "trials"]
+
+PARENTS, TAKEN, FRESH, STRATA, SCALE = range(5)
+"""What numbers are drawn for, the third word of the counter; the others: individual, generation, four genes."""
+
+_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True}  # no fastmath: the sums must round as torch's do
+_STEP, _HALF = np.float32(2**-24), np.float32(0.5)
+
+
+@njit(**_OPTIONS)
+def trials(before, best, keys, generation, first, mutation, threshold, random_base, out):  # type: ignore[no-untyped-def]
+    """Mutation, crossover and repair, as of `workers.attacks.de.trials`.
+
+    Args:
+        before: float32 ``[b, population, genes]``.
+        best: int64 ``[b]``.
+        keys: int64 ``[b, 2]``.
+        generation: its number.
+        first: the first individual of ``out``.
+        mutation: float32, F; dithered where zero.
+        threshold: a gene is taken from the mutant where a word lies below; 2³² takes all without drawing.
+        random_base: the strategy, rand1bin or best1bin.
+        out: float32 ``[b, n, genes]``, receives the trials of n individuals.
+    """
+    images, population, genes = before.shape
+    for image in range(images):
+        k0, k1 = keys[image, 0], keys[image, 1]
+        scale = mutation
+        if scale == 0:
+            scale = _HALF + _HALF * (np.float32(philox(0, generation, SCALE, 0, k0, k1)[0] >> 8) * _STEP)
+        for number in range(out.shape[1]):
+            individual = first + number
+            words = philox(individual, generation, PARENTS, 0, k0, k1)
+            base, plus, minus = three_others(words[0], words[1], words[2], individual, population)
+            if not random_base:
+                base = best[image]
+            always = below(words[3], genes)
+            for gene in range(genes):
+                drawn = threshold < 1 << 32 and gene != always
+                if drawn and philox(individual, generation, TAKEN, gene // 4, k0, k1)[gene % 4] >= threshold:
+                    out[image, number, gene] = before[image, individual, gene]
+                    continue
+                value = before[image, base, gene] + scale * (before[image, plus, gene] - before[image, minus, gene])
+                if not 0 <= value < 1:
+                    word = philox(individual, generation, FRESH, gene // 4, k0, k1)[gene % 4]
+                    value = np.float32(word >> 8) * _STEP
+                out[image, number, gene] = value
+
+
+@njit(**_OPTIONS)
+def strata_keys(keys, out):  # type: ignore[no-untyped-def]
+    """A word for each gene with the individual's number behind it: int64 ``[b, genes, population]``, to be sorted."""
+    images, genes, population = out.shape
+    for image in range(images):
+        for block in range((genes + 3) // 4):
+            for individual in range(population):
+                words = philox(individual, 0, STRATA, block, keys[image, 0], keys[image, 1])
+                for gene in range(4 * block, min(4 * block + 4, genes)):
+                    out[image, gene, individual] = (words[gene % 4] >> 1) << 32 | individual
+
+
+@njit(**_OPTIONS)
+def latin(ranked, keys, out):  # type: ignore[no-untyped-def]
+    """The first population from the sorted `strata_keys`, as of `workers.attacks.de.first_population`."""
+    images, population, genes = out.shape
+    share, top = np.float32(1 / population), np.float32(1 - 2**-24)
+    for image in range(images):
+        for block in range((genes + 3) // 4):
+            for individual in range(population):
+                words = philox(individual, 0, FRESH, block, keys[image, 0], keys[image, 1])
+                for gene in range(4 * block, min(4 * block + 4, genes)):
+                    stratum = np.float32(ranked[image, gene, individual] & 0xFFFFFFFF)
+                    within = np.float32(words[gene % 4] >> 8) * _STEP
+                    out[image, individual, gene] = min((stratum + within) * share, top)
+
+
+@njit(**_OPTIONS)
+def phenotype(individuals, height, width, position, levels):  # type: ignore[no-untyped-def]
+    """Floors genes ``[n, k·(2 + C)]`` into ``position`` and ``levels``, as of `workers.attacks.de.phenotype`."""
+    count, pixels, channels = levels.shape
+    for number in range(count):
+        for pixel in range(pixels):
+            gene = pixel * (2 + channels)
+            row = min(np.int64(individuals[number, gene] * np.float32(height)), height - 1)
+            column = min(np.int64(individuals[number, gene + 1] * np.float32(width)), width - 1)
+            position[number, pixel] = row * width + column
+            for channel in range(channels):
+                level = individuals[number, gene + 2 + channel] * np.float32(256)
+                levels[number, pixel, channel] = np.uint8(np.int64(level))
