@@ -2,9 +2,9 @@
 
     python benchmarks/de.py --model MODEL
 
-Speed: candidates a second through the attack class, as a share of the incremental evaluator's own in the same
-process; a median over rounds in which both are timed one after the other, in processor time unless ``--wall``
-(on a machine that is shared, the first is the steadier).
+Speed: candidates a second through the attack class, as a share of the incremental evaluator's own on the same
+candidates in the same process; a median over rounds in which both are timed one after the other, in processor
+time unless ``--wall`` (on a machine that is shared, the first is the steadier).
 Recall: of the digits that one pixel can turn (the exact verdict of the digits of the lowest margins and of a
 random sample), the share that one-pixel search finds, by population and generations.
 Self-adaptation: success at an equal number of queries, against fixed parameters on the same digits.
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -28,7 +29,7 @@ from workers.attacks import DifferentialEvolution, OnePixelExact
 from workers.attacks.de import crossover, first_population, phenotype, repair
 from workers.evaluation.chain import read_chain
 from workers.evaluation.dense import DenseEvaluator
-from workers.evaluation.incremental import IncrementalEvaluator
+from workers.evaluation.incremental import CleanState, IncrementalEvaluator
 from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.results import SearchResult
@@ -88,34 +89,54 @@ def attack(search: DifferentialEvolution | OnePixelExact, model: nn.Module, data
 
 
 def speed(model: nn.Module, data: Dataset, threads: int, clock: Callable[[], float]) -> None:
-    """Prints candidates a second through the attack class beside those of the evaluator alone."""
+    """Prints candidates a second through the attack class beside those of the evaluator alone.
+
+    The evaluator is given the very candidates that the search made: those of later generations gather where the
+    digit is and cost more than random ones, whose rate is the last column.
+    """
     chain = read_chain(model, (1, 28, 28))
     assert chain is not None
     evaluator = IncrementalEvaluator(chain, (1, 28, 28), threads=threads)
     rng = np.random.default_rng(0)
-    columns = f"{'bare/s':>10} {'through the class/s':>20} {'share':>6}"
+    columns = f"{'bare/s':>10} {'through the class/s':>20} {'share':>6} {'bare, random/s':>15}"
     print(f"{threads} threads\n{'k':>3} {'population':>11} {'images':>7} {columns}")
     for pixels in (1, 5):
         for population, images, generations in ((400, 1, 100), (400, 64, 15), (5000, 1, 30), (5000, 16, 5)):
             ids = np.arange(100, 100 + images)
-            count = 100_000 // pixels
             state = evaluator.clean_state(torch.tensor(data.images[ids]))
-            owner = np.sort(rng.integers(0, images, count))
-            position = rng.integers(0, 784, (count, pixels))
-            levels = rng.integers(0, 256, (count, pixels, 1)).astype(np.uint8)
             search = DifferentialEvolution(pixels=pixels, population=population, generations=generations)
+            made = candidates(search, model, data, ids)
             rates = []
-            for _ in range(ROUNDS + 1):
+            for _ in range(ROUNDS):
                 start = clock()
-                evaluator.logits(state, owner, position, levels)
+                evaluator.logits(state, *made)
                 middle = clock()
                 queries = attack(search, model, data, ids).queries.sum()
-                rates.append((count / (middle - start), queries / (clock() - middle)))
-            bare, through = np.median(rates[1:], axis=0)
-            share = np.median([b / a for a, b in rates[1:]])
-            print(
-                f"{pixels:>3} {population:>11} {images:>7} {bare:>10,.0f} {through:>20,.0f} {share:>6.0%}", flush=True
-            )
+                rates.append((len(made[0]) / (middle - start), queries / (clock() - middle)))
+            bare, through = np.median(rates, axis=0)
+            share = np.median([b / a for a, b in rates])
+            count = 100_000 // pixels
+            anywhere = rng.integers(0, 784, (count, pixels))
+            levels = rng.integers(0, 256, (count, pixels, 1)).astype(np.uint8)
+            start = clock()
+            evaluator.logits(state, np.sort(rng.integers(0, images, count)), anywhere, levels)
+            random = count / (clock() - start)
+            found = f"{bare:>10,.0f} {through:>20,.0f} {share:>6.0%} {random:>15,.0f}"
+            print(f"{pixels:>3} {population:>11} {images:>7} {found}", flush=True)
+
+
+def candidates(search: DifferentialEvolution, model: nn.Module, data: Dataset, ids: Any) -> tuple[np.ndarray, ...]:
+    """What a search asks the evaluator: owner, position and levels of all its candidates."""
+    asked: list[tuple[np.ndarray, ...]] = []
+    logits = IncrementalEvaluator.logits
+
+    def listening(self: IncrementalEvaluator, state: CleanState, *changes: np.ndarray) -> np.ndarray:
+        asked.append(changes)
+        return logits(self, state, *changes)
+
+    with patch.object(IncrementalEvaluator, "logits", listening):
+        attack(search, model, data, ids)
+    return tuple(np.concatenate(part) for part in zip(*asked, strict=True))
 
 
 def verdicts(model: nn.Module, data: Dataset, correct: np.ndarray, margin: np.ndarray, options: Any) -> np.ndarray:

@@ -7,15 +7,17 @@ compiles anew (7 s).
 
 import hashlib
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["jitable", "njit", "on_host"]
+__all__ = ["jitable", "njit", "on_host", "spread"]
 
 _SOURCES = [
     Path(__file__).parent / name
@@ -37,3 +39,27 @@ from numba.extending import register_jitable as jitable  # noqa: E402
 def on_host(tensor: "Tensor") -> bool:
     """Whether kernels can read the tensor; where not, torch operations do the same on its device."""
     return tensor.device.type == "cpu"
+
+
+GRAIN = 2048
+"""Items below which another thread costs more than it takes over."""
+
+_POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def spread(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
+    """Calls ``kernel(start, stop, *arguments)`` for parts of ``count`` items, on as many threads as torch uses.
+
+    The kernel runs without the GIL, and what it writes for an item does not depend on the others.
+    """
+    import torch
+
+    threads = min(torch.get_num_threads(), count // GRAIN)
+    if threads <= 1:
+        kernel(0, count, *arguments)
+        return
+    pool = os.getpid(), threads  # a forked child has no threads of its parent's
+    if pool not in _POOLS:
+        _POOLS[pool] = ThreadPoolExecutor(threads)
+    bounds = [count * part // threads for part in range(threads + 1)]
+    list(_POOLS[pool].map(lambda part: kernel(bounds[part], bounds[part + 1], *arguments), range(threads)))

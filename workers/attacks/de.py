@@ -188,9 +188,9 @@ def trials(
     random_base = attack.strategy == "rand1bin"
     if compiled.on_host(before):
         made = np.empty((len(before), part.stop - part.start, before.shape[2]), np.float32)
-        de_kernel.trials(
-            before.numpy(), best.numpy(), keys.numpy(), generation, part.start,
-            np.float32(attack.mutation or 0), threshold, random_base, made,
+        compiled.spread(
+            de_kernel.trials, made.shape[0] * made.shape[1], before.numpy(), best.numpy(), keys.numpy(),
+            generation, part.start, np.float32(attack.mutation or 0), threshold, random_base, made,
         )  # fmt: skip
         return torch.from_numpy(made)
     k0, k1 = keys[:, 0], keys[:, 1]
@@ -259,7 +259,7 @@ def phenotype(individuals: "Tensor", pixels: int, height: int, width: int) -> tu
     if compiled.on_host(individuals):
         places = np.empty(genes.shape[:2], np.int64)
         values = np.empty((*genes.shape[:2], genes.shape[2] - 2), np.uint8)
-        de_kernel.phenotype(individuals.numpy(), height, width, places, values)
+        compiled.spread(de_kernel.phenotype, len(places), individuals.numpy(), height, width, places, values)
         return torch.from_numpy(places), torch.from_numpy(values)
     row = (genes[:, :, 0] * height).long().clamp(max=height - 1)
     column = (genes[:, :, 1] * width).long().clamp(max=width - 1)

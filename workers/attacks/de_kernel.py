@@ -20,10 +20,11 @@ _STEP, _HALF = np.float32(2**-24), np.float32(0.5)
 
 
 @njit(**_OPTIONS)
-def trials(before, best, keys, generation, first, mutation, threshold, random_base, out):  # type: ignore[no-untyped-def]
+def trials(start, stop, before, best, keys, generation, first, mutation, threshold, random_base, out):  # type: ignore[no-untyped-def]
     """Mutation, crossover and repair, as of `workers.attacks.de.trials`.
 
     Args:
+        start, stop: which of the b·n trials to make.
         before: float32 ``[b, population, genes]``.
         best: int64 ``[b]``.
         keys: int64 ``[b, 2]``.
@@ -34,29 +35,30 @@ def trials(before, best, keys, generation, first, mutation, threshold, random_ba
         random_base: the strategy, rand1bin or best1bin.
         out: float32 ``[b, n, genes]``, receives the trials of n individuals.
     """
-    images, population, genes = before.shape
-    for image in range(images):
-        k0, k1 = keys[image, 0], keys[image, 1]
-        scale = mutation
-        if scale == 0:
-            scale = _HALF + _HALF * (np.float32(philox(0, generation, SCALE, 0, k0, k1)[0] >> 8) * _STEP)
-        for number in range(out.shape[1]):
-            individual = first + number
-            words = philox(individual, generation, PARENTS, 0, k0, k1)
-            base, plus, minus = three_others(words[0], words[1], words[2], individual, population)
-            if not random_base:
-                base = best[image]
-            always = below(words[3], genes)
-            for gene in range(genes):
-                drawn = threshold < 1 << 32 and gene != always
-                if drawn and philox(individual, generation, TAKEN, gene // 4, k0, k1)[gene % 4] >= threshold:
-                    out[image, number, gene] = before[image, individual, gene]
-                    continue
-                value = before[image, base, gene] + scale * (before[image, plus, gene] - before[image, minus, gene])
-                if not 0 <= value < 1:
-                    word = philox(individual, generation, FRESH, gene // 4, k0, k1)[gene % 4]
-                    value = np.float32(word >> 8) * _STEP
-                out[image, number, gene] = value
+    population, genes = before.shape[1:]
+    count = out.shape[1]
+    drawn_for, scale = -1, mutation
+    for at in range(start, stop):
+        image, number = at // count, at % count
+        individual, k0, k1 = first + number, keys[image, 0], keys[image, 1]
+        if mutation == 0 and drawn_for != image:
+            word = philox(0, generation, SCALE, 0, k0, k1)[0]
+            drawn_for, scale = image, _HALF + _HALF * (np.float32(word >> 8) * _STEP)
+        words = philox(individual, generation, PARENTS, 0, k0, k1)
+        base, plus, minus = three_others(words[0], words[1], words[2], individual, population)
+        if not random_base:
+            base = best[image]
+        always = below(words[3], genes)
+        for gene in range(genes):
+            drawn = threshold < 1 << 32 and gene != always
+            if drawn and philox(individual, generation, TAKEN, gene // 4, k0, k1)[gene % 4] >= threshold:
+                out[image, number, gene] = before[image, individual, gene]
+                continue
+            value = before[image, base, gene] + scale * (before[image, plus, gene] - before[image, minus, gene])
+            if not 0 <= value < 1:
+                word = philox(individual, generation, FRESH, gene // 4, k0, k1)[gene % 4]
+                value = np.float32(word >> 8) * _STEP
+            out[image, number, gene] = value
 
 
 @njit(**_OPTIONS)
@@ -87,10 +89,10 @@ def latin(ranked, keys, out):  # type: ignore[no-untyped-def]
 
 
 @njit(**_OPTIONS)
-def phenotype(individuals, height, width, position, levels):  # type: ignore[no-untyped-def]
+def phenotype(start, stop, individuals, height, width, position, levels):  # type: ignore[no-untyped-def]
     """Floors genes ``[n, k·(2 + C)]`` into ``position`` and ``levels``, as of `workers.attacks.de.phenotype`."""
-    count, pixels, channels = levels.shape
-    for number in range(count):
+    pixels, channels = levels.shape[1:]
+    for number in range(start, stop):
         for pixel in range(pixels):
             gene = pixel * (2 + channels)
             row = min(np.int64(individuals[number, gene] * np.float32(height)), height - 1)

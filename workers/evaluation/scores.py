@@ -17,7 +17,7 @@ def lead(logits: Tensor, chosen: Tensor) -> Tensor:
     """float32 ``[n]``: the logit of the class ``chosen`` (int64 ``[n]``) over the best other of ``[n, K]``."""
     if compiled.on_host(logits):
         found = np.empty(len(logits), np.float32)
-        _lead(logits.numpy(), chosen.numpy(), found)
+        compiled.spread(_lead, len(found), logits.numpy(), chosen.numpy(), found)
         return torch.from_numpy(found)
     own = chosen[:, None]
     return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(dim=1)
@@ -27,7 +27,7 @@ def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
     """float32 ``[n]``: log p/(1 − p) of the class ``chosen``, which still tells apart what rounds to p = 1."""
     if compiled.on_host(logits):
         found = np.empty(len(logits), np.float32)
-        _log_odds(logits.numpy(), chosen.numpy(), found)
+        compiled.spread(_log_odds, len(found), logits.numpy(), chosen.numpy(), found)
         return torch.from_numpy(found)
     own = chosen[:, None]
     return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(dim=1)
@@ -39,13 +39,13 @@ def slack(logits: Tensor) -> Tensor:
     A candidate's own, whatever else is scored with it.
     """
     found = np.empty(len(logits), np.float32)
-    _slack(logits.numpy(), found)
+    compiled.spread(_slack, len(found), logits.numpy(), found)
     return torch.from_numpy(found)
 
 
 @njit(nogil=True, cache=True)
-def _lead(logits, chosen, found):  # type: ignore[no-untyped-def]
-    for i in range(logits.shape[0]):
+def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
         best = np.float32(-np.inf)
         for j in range(logits.shape[1]):
             if j != chosen[i] and logits[i, j] > best:
@@ -54,9 +54,9 @@ def _lead(logits, chosen, found):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _log_odds(logits, chosen, found):  # type: ignore[no-untyped-def]
-    _lead(logits, chosen, found)
-    for i in range(logits.shape[0]):
+def _log_odds(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
+    _lead(start, stop, logits, chosen, found)
+    for i in range(start, stop):
         best = logits[i, chosen[i]] - found[i]
         total = np.float32(0)
         for j in range(logits.shape[1]):
@@ -66,8 +66,8 @@ def _log_odds(logits, chosen, found):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _slack(logits, found):  # type: ignore[no-untyped-def]
-    for i in range(logits.shape[0]):
+def _slack(start, stop, logits, found):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
         largest = np.float32(1)
         for j in range(logits.shape[1]):
             largest = max(largest, abs(logits[i, j]))
