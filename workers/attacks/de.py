@@ -263,4 +263,4 @@ def phenotype(individuals: "Tensor", pixels: int, height: int, width: int) -> tu
         return torch.from_numpy(places), torch.from_numpy(values)
     row = (genes[:, :, 0] * height).long().clamp(max=height - 1)
     column = (genes[:, :, 1] * width).long().clamp(max=width - 1)
-    return row * width + column, (genes[:, :, 2:] * 256).to(torch.uint8)
+    return row * width + column, (genes[:, :, 2:] * 256).clamp(max=255).to(torch.uint8)

@@ -100,4 +100,4 @@ def phenotype(start, stop, individuals, height, width, position, levels):  # typ
             position[number, pixel] = row * width + column
             for channel in range(channels):
                 level = individuals[number, gene + 2 + channel] * np.float32(256)
-                levels[number, pixel, channel] = np.uint8(np.int64(level))
+                levels[number, pixel, channel] = np.uint8(min(np.int64(level), 255))
