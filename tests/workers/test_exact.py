@@ -101,7 +101,7 @@ def test_one_pixel_on_mnist_equals_the_whole_model(mnist: Dataset, mnist_model: 
     assert list(result.status) == [Status.SUCCESS, Status.SUCCESS, Status.CERTIFIED]
     table = by_products_table(result)
     assert table is not None
-    assert table.column_names == ["image_id", "target", "params_hash", "successes", "map"]
+    assert table.column_names == ["image_id", "target", "params_hash", "successes", "untried", "map"]
     assert table["map"].to_pylist()[0] == result.by_products["map"][0].tolist()
 
 
