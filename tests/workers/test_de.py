@@ -14,7 +14,7 @@ from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers import compiled
 from workers.attacks import DifferentialEvolution, de, de_kernel
-from workers.attacks.de import crossover, donors, first_population, phenotype, repair, trials
+from workers.attacks.de import adopt, crossover, donors, first_population, phenotype, repair, trials
 from workers.draws import philox, three_others, unit
 from workers.errors import WrongInput
 from workers.images import Dataset
@@ -150,6 +150,23 @@ def test_compiled_equals_torch_operations(
     assert not kept.all(dim=2).any()  # at least one gene is the mutant's
     if population == 60:
         assert abs(float(kept.mean()) - (1 - recombination) * (1 - 1 / genes)) < 0.06
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_adopts_what_is_no_worse(monkeypatch: pytest.MonkeyPatch, on_host: bool) -> None:
+    monkeypatch.setattr(compiled, "on_host", lambda tensor: on_host)
+    rng = np.random.default_rng(44)
+    population, made = rng.random((5, 9, 3), dtype=np.float32), rng.random((3, 4, 3), dtype=np.float32)
+    fitness = rng.integers(0, 4, (5, 9)).astype(np.float32)  # with ties
+    scores = rng.integers(0, 4, (3, 4)).astype(np.float32)
+    found, energies, slots = torch.tensor(population), torch.tensor(fitness), [4, 0, 3]
+    adopt(torch.tensor(made), torch.tensor(scores), torch.tensor(slots), slice(2, 6), found, energies)
+    for row, slot in enumerate(slots):
+        for number in range(4):
+            if scores[row, number] <= fitness[slot, 2 + number]:
+                population[slot, 2 + number], fitness[slot, 2 + number] = made[row, number], scores[row, number]
+    assert np.array_equal(found, population)
+    assert np.array_equal(energies, fitness)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from workers.search import Around, Batch
 
-__all__ = ["DifferentialEvolution", "crossover", "donors", "first_population", "phenotype", "repair", "trials"]
+__all__ = ["DifferentialEvolution", "adopt", "crossover", "donors", "first_population", "phenotype", "repair", "trials"]
 
 CHUNK = 1 << 14
 """Individuals made and judged at a time, which bounds the memory whatever the population and the number of images."""
@@ -83,9 +83,9 @@ class DifferentialEvolution(FewPixelAttack):
         for generation in range(self.generations + 1):
             for first in range(0, len(left), images):
                 slots = left[first : first + images]
-                key, energies = keys[slots], fitness[slots]
+                key = keys[slots]
                 if generation:
-                    before, best = population[slots], energies.argmin(dim=1)
+                    before, best = _copy(population, slots), _copy(fitness, slots).argmin(dim=1)
                 else:
                     before = first_population(key, self.population, genes)
                 for start in range(0, self.population, CHUNK):
@@ -94,9 +94,7 @@ class DifferentialEvolution(FewPixelAttack):
                     if generation:
                         made = trials(self, before, best, key, generation, part)
                     scores, hits = self._judge(batch, around, slots, made)
-                    better = scores <= energies[:, part]
-                    fitness[slots, part] = scores.where(better, energies[:, part])
-                    population[slots, part] = made.where(better[:, :, None], before[:, part])
+                    adopt(made, scores, slots, part, population, fitness)
                     hit, number = scores.masked_fill(~hits, torch.inf).min(dim=1)
                     closer = hit < strongest[slots]
                     chosen = made[torch.arange(len(slots), device=rows.device), number]
@@ -206,6 +204,41 @@ def trials(
         taken |= below(words[3], len(genes))[:, :, None] == genes
         mutants = crossover(before[:, part], mutants, taken)
     return repair(mutants, unit(_words(keys, generation, individuals, de_kernel.FRESH, before.shape[2])))
+
+
+def adopt(
+    made: "Tensor", scores: "Tensor", slots: "Tensor", part: slice, population: "Tensor", fitness: "Tensor"
+) -> None:
+    """Puts the trials that are no worse in their parents' places (Storn & Price, 1997, section 2).
+
+    Args:
+        made: float32 ``[b, n, genes]``, trials of the individuals ``part``.
+        scores: float32 ``[b, n]``, their fitness.
+        slots: int64 ``[b]``, where their images lie in the next two, all different.
+        part: start and stop.
+        population: float32 ``[B, population, genes]``, written to.
+        fitness: float32 ``[B, population]``, written to.
+    """
+    from workers import compiled
+    from workers.attacks import de_kernel
+
+    if compiled.on_host(made):
+        arrays = made.numpy(), scores.numpy(), slots.numpy(), part.start, population.numpy(), fitness.numpy()
+        compiled.spread(de_kernel.adopt, scores.numel(), *arrays)
+        return
+    before = fitness[slots, part]
+    better = scores <= before
+    fitness[slots, part] = scores.where(better, before)
+    population[slots, part] = made.where(better[:, :, None], population[slots, part])
+
+
+def _copy(state: "Tensor", slots: "Tensor") -> "Tensor":
+    """``state[slots]``; on the CPU by numpy, as torch would wake its threads for a copy."""
+    import torch
+
+    from workers import compiled
+
+    return torch.from_numpy(state.numpy()[slots.numpy()]) if compiled.on_host(state) else state[slots]
 
 
 def _words(keys: "Tensor", generation: int, individuals: "Tensor", purpose: int, genes: int) -> "Tensor":

@@ -10,7 +10,7 @@ import numpy as np
 from workers.compiled import njit
 from workers.draws import below, philox, three_others
 
-__all__ = ["FRESH", "PARENTS", "SCALE", "STRATA", "TAKEN", "phenotype", "strata_keys", "trials"]
+__all__ = ["FRESH", "PARENTS", "SCALE", "STRATA", "TAKEN", "adopt", "phenotype", "strata_keys", "trials"]
 
 PARENTS, TAKEN, FRESH, STRATA, SCALE = range(5)
 """What numbers are drawn for, the third word of the counter; the others: individual, generation, four genes."""
@@ -59,6 +59,17 @@ def trials(start, stop, before, best, keys, generation, first, mutation, thresho
                 word = philox(individual, generation, FRESH, gene // 4, k0, k1)[gene % 4]
                 value = np.float32(word >> 8) * _STEP
             out[image, number, gene] = value
+
+
+@njit(**_OPTIONS)
+def adopt(start, stop, made, scores, slots, first, population, fitness):  # type: ignore[no-untyped-def]
+    """Puts the trials that are no worse in their parents' places, as of `workers.attacks.de.adopt`."""
+    count = made.shape[1]
+    for at in range(start, stop):
+        slot, number = slots[at // count], at % count
+        if scores[at // count, number] <= fitness[slot, first + number]:
+            fitness[slot, first + number] = scores[at // count, number]
+            population[slot, first + number] = made[at // count, number]
 
 
 @njit(**_OPTIONS)
