@@ -22,17 +22,18 @@ class DDN(Attack):
     """Decoupled direction and norm: gradient steps choose a direction, success or failure its length.
 
     Rony et al. (2019), "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks and
-    defenses", Algorithm 1. Each step adds α·gradient/norm to the change, α falling from 1 to 0.01 along a cosine,
-    and scales it to a length that shrinks by γ after a success and grows by γ after a failure. The change is kept in
-    full precision; scored, differentiated and measured is the image rounded to 8 bits, and the success of the smallest
-    L2 distance is kept. There is no budget but the steps.
+    defenses", Algorithm 1. Each step adds α·gradient/norm to the change and scales it to a length that shrinks by γ
+    after a success and grows by γ after a failure. α falls from 1 to 0.01 along a cosine, and here γ falls by the same
+    factor (in the paper it stays 0.05), so that the length settles: on 200 digits the changes are 2.0 % shorter after
+    20 steps and 1.1 % after 50. The change is kept in full precision; scored, differentiated and measured is the
+    image rounded to 8 bits, and the success of the smallest L2 distance is kept. There is no budget but the steps.
     """
 
     NAME: ClassVar[str] = "ddn"
 
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
     start: float = Field(1.0, gt=0, description="The first length of the change, on pixels in [0, 1].")
-    gamma: float = Field(0.05, gt=0, lt=1, description="γ, the share by which the length shrinks or grows in a step.")
+    gamma: float = Field(0.1, gt=0, lt=1, description="γ, the share by which the first steps change the length.")
     loss: Loss = Field("ce", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
 
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:
@@ -67,9 +68,10 @@ class DDN(Attack):
             batch.adversarial = images.where(kept.view(-1, 1, 1, 1), batch.adversarial)
             if taken == self.steps:
                 break
-            step = 0.01 + 0.99 * (1 + math.cos(math.pi * taken / self.steps)) / 2
-            change.add_(unit(gradient), alpha=255 * step)
-            length = torch.minimum(length * torch.where(reached, 1 - self.gamma, 1 + self.gamma), farthest)
+            ease = 0.01 + 0.99 * (1 + math.cos(math.pi * taken / self.steps)) / 2
+            change.add_(unit(gradient), alpha=255 * ease)
+            share = self.gamma * ease
+            length = torch.minimum(length * torch.where(reached, 1 - share, 1 + share), farthest)
             change *= (length / lengths(change).clamp_(min=1e-6)).view(-1, 1, 1, 1)
             change = change.add_(clean).clamp_(0, 255).sub_(clean)
             batch.generations += 1
