@@ -125,6 +125,9 @@ def test_apgd_finds_what_pgd_finds(norm: str, goal: str) -> None:
 
 def test_checkpoints_of_the_paper() -> None:
     assert checkpoints(100) == {22, 41, 57, 70, 80, 87, 93, 99}
+    assert checkpoints(1000) == {220, 410, 570, 700, 800, 870, 930, 990}
+    assert checkpoints(20) == {4, 7, *range(9, 21)}
+    assert checkpoints(1) == {1}
 
 
 @pytest.mark.parametrize("epsilon", [1 / 255, 0.1, 0.2, 0.5, 1.0])
