@@ -110,5 +110,5 @@ def phenotype(start, stop, individuals, height, width, position, levels):  # typ
             column = min(np.int64(individuals[number, gene + 1] * np.float32(width)), width - 1)
             position[number, pixel] = row * width + column
             for channel in range(channels):
-                level = individuals[number, gene + 2 + channel] * np.float32(256)
-                levels[number, pixel, channel] = np.uint8(min(np.int64(level), 255))
+                level = min(individuals[number, gene + 2 + channel] * np.float32(256), np.float32(255))
+                levels[number, pixel, channel] = np.uint8(np.int64(level))
