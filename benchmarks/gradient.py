@@ -9,7 +9,6 @@ rounds in which both run one after the other. A peer that is not installed is to
 """
 
 import argparse
-import importlib
 import os
 import platform
 import statistics
@@ -22,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-importlib.import_module("workers")  # before torch: it sets what OpenMP and MKL read when they start
+import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
+
+# isort: split
 
 import numpy as np
 import torch
