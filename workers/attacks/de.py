@@ -36,7 +36,8 @@ class DifferentialEvolution(FewPixelAttack):
     genes are drawn anew, and every individual of every generation is checked for success. Where an
     individual names a pixel twice, the later one counts. The defaults are the seed's.
 
-    The probability is minimised by its log-odds: the same order, without the ties of what rounds to 1.
+    The probability is minimised by its log-odds: the same order, without the ties of what rounds to 1. F and CR
+    that adapt themselves (jDE, SHADE) found less at k = 3 and 5 than best/1/bin (``benchmarks/de.py``): none is here.
 
     Of each image searched at a time (at most `IMAGES`, and `STATE` genes in all, but at least one) the
     population, float32 ``[population, k·(2 + C)]``, and its fitness, float32 ``[population]``, are kept: 80 kB
