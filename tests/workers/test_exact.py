@@ -1,6 +1,8 @@
 """Exact verdicts against brute force with the whole model, and the beam that is built on them."""
 
+import copy
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,56 +119,107 @@ def test_beam_of_one_pixel_is_the_exact_verdict() -> None:
     assert (beam.queries == 30 * 255).all()  # the 30 changes to the level that is there already are not asked
 
 
-def test_beam_by_hand() -> None:
-    shape = (1, 4, 5)
-    model = fragile(shape, 3, 5)
-    images = random_images(shape, 8, 6)
-    labels = predictions(model, images)
-    result = PixelBeam(pixels=3)(model, images, labels)
+Changes = frozenset[tuple[int, tuple[int, ...]]]
 
-    def margin(image: np.ndarray, label: int) -> float:
+
+def slow_beam(
+    model: nn.Module, image: np.ndarray, own: int, targeted: bool, attack: PixelBeam
+) -> tuple[np.ndarray, bool, int]:
+    """The beam with sets, dictionaries and the whole model in float64: image, success, queries."""
+    exact = copy.deepcopy(model).double()
+    size = image.shape[1] * image.shape[2]
+    levels = range(256) if attack.levels == "all" else (0, 255)
+    values = list(itertools.product(levels, repeat=len(image)))
+
+    def made(changes: Changes) -> np.ndarray:
+        changed = image.copy()
+        for place, value in changes:
+            changed.reshape(len(image), -1)[:, place] = value
+        return changed
+
+    def margins(sets: list[Changes]) -> np.ndarray:
         with torch.no_grad():
-            logits = model(torch.tensor(image[None]).float().div(255))[0].numpy()
-        return float(logits[label] - np.delete(logits, label).max())
+            logits = exact(torch.tensor(np.array([made(changes) for changes in sets])).double().div(255)).numpy()
+        lead = logits[:, own] - np.delete(logits, own, axis=1).max(axis=1)
+        return -lead if targeted else lead
 
-    for row, label in enumerate(labels):
-        image, touched = images[row], set()
-        for _ in range(3):
-            options = []
-            for place, level in itertools.product(range(20), (0, 255)):
-                if place not in touched and image[0, place // 5, place % 5] != level:
-                    copy = image.copy()
-                    copy[0, place // 5, place % 5] = level
-                    options.append((margin(copy, label), place, copy))
-            best, place, image = min(options, key=lambda option: option[0])
-            touched.add(place)
-            if best < 0:
-                break
+    play = [
+        (place, value)
+        for place, value in itertools.product(range(size), values)
+        if tuple(image.reshape(len(image), -1)[:, place]) != value
+    ]
+    queries = 0
+    beam: list[Changes] = [frozenset()]
+    for step in range(attack.pixels):
+        tried = list(
+            dict.fromkeys(changes | {change} for changes in beam for change in play if change[0] not in dict(changes))
+        )
+        queries += len(tried)
+        margin = margins(tried)
+        best = tried[margin.argmin()]
+        if margin.min() < 0 or step + 1 == attack.pixels:
+            return made(best), bool(margin.min() < 0), queries
+        order = [tried[number] for number in margin.argsort(kind="stable")]
+        if step == 0 and attack.candidates:
+            firsts = {place: changes for changes in reversed(order) for place, _ in changes}
+            order = [changes for changes in order if changes in firsts.values()][: attack.candidates]
+            play = [change for changes in order for change in changes]
+        beam = order[: attack.width]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize("kind", ["grey", "all", "colour"])
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"width": 1, "candidates": 0},
+        {"width": 3, "candidates": 0},
+        {"width": 3, "candidates": 3},
+        {"width": 4, "candidates": 5, "pixels": 4},
+    ],
+)
+def test_beam_equals_a_slow_one(parameters: dict[str, Any], kind: str, targeted: bool) -> None:
+    shape = (3, 3, 2) if kind == "colour" else (1, 2, 2) if kind == "all" else (1, 4, 5)
+    model = fragile(shape, 4, 5)
+    images = random_images(shape, 3 if kind == "all" else 8, 6)
+    labels = predictions(model, images)
+    targets = (labels + 1) % 4 if targeted else None
+    attack = PixelBeam(**{"pixels": 3, "levels": "all" if kind == "all" else "extremes"} | parameters)
+    result = attack(model, images, labels, targets=targets)
+    for row, own in enumerate(labels if targets is None else targets):
+        image, success, queries = slow_beam(model, images[row], int(own), targeted, attack)
         assert np.array_equal(result.adversarial[row], image)
-        assert result.success[row] == (best < 0)
-        assert result.distances.l0[row] == len(touched)
+        assert result.success[row] == success
+        assert result.queries[row] == queries
+
+
+def test_beam_ends_with_the_fewest_pixels() -> None:
+    """The first k at which greedy changes succeed, and a success whenever a single pixel has one."""
+    shape = (1, 6, 5)
+    model = fragile(shape, 4, 3)
+    images = random_images(shape, 30, 4)
+    labels = predictions(model, images)
+    by_k = [PixelBeam(pixels=k)(model, images, labels) for k in (1, 2, 3)]
+    assert len({int(result.success.sum()) for result in by_k}) == 3
+    for k, (fewer, more) in enumerate(itertools.pairwise(by_k), start=1):
+        assert (more.distances.l0[more.success & ~fewer.success] == k + 1).all()
+        assert np.array_equal(more.adversarial[fewer.success], fewer.adversarial[fewer.success])
 
 
 @pytest.mark.parametrize("kind", ["grey", "colour"])
-def test_a_wider_beam_and_a_budget(kind: str) -> None:
+@pytest.mark.parametrize("limit", [1, 150])
+def test_beam_keeps_its_budget_to_the_query(kind: str, limit: int) -> None:
     model, shape, _ = random_model(kind, 7)
     images = random_images(shape, 10, 8)
     labels = predictions(model, images)
-    narrow = PixelBeam(pixels=4)(model, images, labels)
-    wide = PixelBeam(pixels=4, width=5)(model, images, labels)
-    assert wide.success.sum() >= narrow.success.sum()
-    assert (wide.queries[~wide.success] > narrow.queries[~wide.success]).all()
-    budget = PixelBeam(pixels=4, width=5, max_queries=150)(model, images, labels)
-    assert budget.queries.max() <= 150
-    assert budget.queries.max() == 150
-
-
-def test_finds_what_needs_two_orders_once() -> None:
-    """Two changes reach one image in two orders; the beam must not spend two of its places on it."""
-    from workers.attacks.pixel_beam import _first_of_each
-
-    images = torch.tensor([[1, 2], [3, 4], [1, 2], [5, 6], [3, 4]], dtype=torch.uint8)
-    assert _first_of_each(images).tolist() == [0, 1, 3]
+    free = PixelBeam(pixels=4, width=4, candidates=30)(model, images, labels)
+    bound = PixelBeam(pixels=4, width=4, candidates=30, max_queries=limit)(model, images, labels)
+    assert bound.queries.max() <= limit
+    cut = free.queries > limit
+    assert cut.any()
+    assert (bound.queries[cut & ~bound.success] == limit).all()
+    assert np.array_equal(bound.adversarial[~cut], free.adversarial[~cut])
 
 
 @pytest.mark.parametrize(
@@ -175,6 +228,7 @@ def test_finds_what_needs_two_orders_once() -> None:
         (lambda: PixelBeam(levels="all"), "--levels"),
         (lambda: PixelBeam(pixels=131), "--pixels"),
         (lambda: PixelBeam(width=0), "--width"),
+        (lambda: PixelBeam(candidates=4), "--candidates"),
         (lambda: OnePixelExact(levels="some"), "--levels"),
     ],
 )
