@@ -19,6 +19,9 @@ from typing import Any, ClassVar, Literal
 from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
+
+# isort: split
 
 import numpy as np
 import torch

@@ -18,6 +18,9 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
+
+# isort: split
 
 import numpy as np
 import torch

@@ -21,6 +21,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
+
+# isort: split
 
 import numpy as np
 import pyarrow as pa

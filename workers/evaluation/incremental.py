@@ -9,7 +9,6 @@ import torch
 
 from workers.evaluation.chain import Chain, Layer
 from workers.evaluation.kernel import (
-    FIRST_CACHE,
     GROUP,
     IN,
     OUT,
@@ -20,7 +19,7 @@ from workers.evaluation.kernel import (
     Scratch,
     evaluate,
 )
-from workers.evaluation.vectors import LANES
+from workers.evaluation.vectors import LANES, ROWS
 
 __all__ = ["CleanState", "IncrementalEvaluator"]
 
@@ -45,11 +44,6 @@ class IncrementalEvaluator:
     def __init__(self, chain: Chain, shape: tuple[int, int, int], *, threads: int = 1) -> None:
         self._chain, self._shape, self._threads = chain, shape, threads
         self._network, self._classes = _flatten(chain, shape)
-        self._scale = np.ascontiguousarray((1 / chain.std).numpy(), dtype=np.float32)
-        layers = self._network.layers
-        weight_bytes = 4 * layers[:, TAPS] * layers[:, IN] * layers[:, OUT]
-        fits = weight_bytes[:-1] <= FIRST_CACHE  # the last layer always goes by groups: it writes the logits
-        self._split = int(len(fits) if fits.all() else fits.argmin())
         self._scratch: list[Scratch] = []
         self._operations: dict[int, float] = {}
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
@@ -69,7 +63,7 @@ class IncrementalEvaluator:
                     part.append(_pad(sites.numpy(), -1, LANES))
         layers = [np.concatenate(part).reshape(-1) for part in parts]
         offsets = np.cumsum([0, *(len(layer) for layer in layers[:-1])])
-        pixels = np.ascontiguousarray(floats.flatten(2).transpose(1, 2).numpy())
+        pixels = np.ascontiguousarray(images.cpu().flatten(2).transpose(1, 2).numpy())
         return CleanState(pixels, _aligned(np.concatenate(layers)), offsets.astype(np.int64))
 
     def logits(self, state: CleanState, owner: np.ndarray, position: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -93,18 +87,17 @@ class IncrementalEvaluator:
             raise ValueError(f"owner must lie in 0 to {len(state.pixels) - 1}")
         if position.size and (position.min() < 0 or position.max() >= height * width):
             raise ValueError(f"position must lie in 0 to {height * width - 1}")
-        values = levels.astype(np.float32) / np.float32(255)
         out = np.empty((len(owner), self._classes), np.float32)
         owner, position = np.ascontiguousarray(owner, np.int64), np.ascontiguousarray(position, np.int64)
-        groups = -(-len(owner) // GROUP)
+        levels, order = np.ascontiguousarray(levels), _order(owner, position, levels, height * width)
         with self._lock:
             while len(self._scratch) < self._threads:
                 self._scratch.append(self._room())
 
             def run(thread: int) -> None:
                 evaluate(
-                    self._network, state, self._scratch[thread], self._split, owner, position, values, self._scale,
-                    thread, groups, self._threads, out,
+                    self._network, state, self._scratch[thread], order, owner, position, levels,
+                    thread, self._threads, out,
                 )  # fmt: skip
 
             if self._threads == 1:
@@ -133,7 +126,7 @@ class IncrementalEvaluator:
         count = self._shape[1] * self._shape[2]
         sites = np.random.default_rng(seed).choice(count, min(pixels, count), replace=False)
         for inputs, outputs, _, _, _, table in network.layers:
-            pairs = [network.sites[network.starts[table + s] : network.starts[table + s + 1]] for s in sites]
+            pairs = [network.pairs[network.starts[table + s] : network.starts[table + s + 1], 0] for s in sites]
             touched = np.concatenate([np.empty(0, np.int32), *pairs])  # strides may leave a site out
             total += len(touched) * int(inputs) * int(outputs)
             sites = np.unique(touched)
@@ -146,41 +139,59 @@ class IncrementalEvaluator:
 
     def _room(self) -> Scratch:
         layers = self._network.layers
-        sites = max(self._shape[1] * self._shape[2], int(layers[:, SITES].max()))
-        widest = int(layers[:, [IN, OUT]].max())
-        width = -(-(widest + 8) // 16) * 16
-        room, taps = GROUP * sites, int(layers[:, TAPS].max())
-        # Pushes into one tap: at most one for each changed site of each candidate.
+        pixels = self._shape[1] * self._shape[2]
+        entries = GROUP * max(pixels, int(layers[:, SITES].max()))
+        # A row for each entry, and some that what fills a last four up is pushed into.
+        floats = ROWS * int(layers[:, OUT].max())
+        floats += GROUP * max(pixels * self._shape[0], int((layers[:, SITES] * layers[:, OUT]).max()))
+        pushes = GROUP * int((layers[:, SITES] * layers[:, TAPS]).max())  # into each tap one for each output site
+        widest = max(self._shape[0], int(layers[:, OUT].max()))
         return Scratch(
-            change=_aligned(np.zeros(room * width, np.float32)),
-            nonzero=_aligned(np.zeros(room * width + 64, np.uint32)),
-            counts=np.zeros(room, np.int32),
-            site=np.zeros(2 * room, np.int32),
-            sums=_aligned(np.zeros(int((layers[:, SITES] * layers[:, OUT]).max()) * GROUP + 64, np.float32)),
-            touched=np.zeros(sites, np.int32),
-            slot=np.full(sites, -1, np.int32),
-            first=np.zeros(GROUP + 1, np.int64),
-            source=np.zeros(taps * room + 1, np.int32),
-            target=np.zeros(taps * room + 1, np.int32),
-            length=np.zeros(taps, np.int64),
+            rows=_aligned(np.zeros((2, _padded(floats)), np.float32)),
+            moved=_aligned(np.zeros((2, _padded(floats)), np.uint16)),
+            count=np.zeros((2, entries), np.int64),
+            site=np.zeros((2, entries), np.int64),
+            clean=np.zeros(entries, np.int64),
+            slot=np.full(entries // GROUP, -1, np.int64),
+            begin=np.zeros(GROUP + 1, np.int64),
+            first=np.zeros(GROUP, np.int64),
+            size=np.zeros(GROUP, np.int64),
+            image=np.zeros(GROUP, np.int64),
+            end=np.zeros(int(layers[:, TAPS].max()), np.int64),
+            source=np.zeros(pushes, np.int64),
+            target=np.zeros(pushes, np.int64),
+            all=np.arange(widest, dtype=np.uint16),
+            four=np.zeros((2, ROWS), np.int64),
+            total=np.zeros(widest, np.float32),
         )
+
+
+def _padded(length: int) -> int:
+    return -(-length // LANES) * LANES
+
+
+def _order(owner: np.ndarray, position: np.ndarray, levels: np.ndarray, pixels: int) -> np.ndarray:
+    """An order in which candidates of one pixel that change the same one, to near levels, follow each other."""
+    if position.shape[1] != 1:
+        return np.arange(len(owner))
+    key = (owner * pixels + position[:, 0]) * 256 + levels[:, 0, 0]
+    return np.arange(len(key)) if (key[1:] >= key[:-1]).all() else np.argsort(key)
 
 
 def _flatten(chain: Chain, shape: tuple[int, int, int]) -> tuple[Network, int]:
     rows: list[list[int]] = []
     starts: list[int] = []
-    sites: list[int] = []
-    taps: list[int] = []
+    pairs: list[tuple[int, int]] = []
     weights: list[np.ndarray] = []
     inputs, (_, height, width) = shape[0], shape
     offset = table = 0
     for layer in chain.layers:
         out, real, kernel_h, kernel_w = layer.weight.shape
         out_h, out_w = _size(layer, height, width)
-        padded_out = -(-out // LANES) * LANES
+        padded_out = _padded(out)
         block = np.zeros((kernel_h * kernel_w, inputs, padded_out), np.float32)
         block[:, :real, :out] = layer.weight.permute(2, 3, 1, 0).reshape(-1, real, out).numpy()
-        first = [len(sites)]
+        first = [len(pairs)]
         for row in range(height):
             for column in range(width):
                 for ky in range(kernel_h):
@@ -190,18 +201,17 @@ def _flatten(chain: Chain, shape: tuple[int, int, int]) -> tuple[Network, int]:
                     for kx in range(kernel_w):
                         x, off_x = divmod(column + layer.padding[1] - kx * layer.dilation[1], layer.stride[1])
                         if not off_x and 0 <= x < out_w:
-                            sites.append(y * out_w + x)
-                            taps.append(ky * kernel_w + kx)
-                first.append(len(sites))
+                            pairs.append((y * out_w + x, ky * kernel_w + kx))
+                first.append(len(pairs))
         rows.append([inputs, padded_out, out_h * out_w, kernel_h * kernel_w, offset, table])
         starts += first
         weights.append(block.reshape(-1))
         offset, table = offset + block.size, table + len(first)
         inputs, height, width = padded_out, out_h, out_w
-    weights.append(np.zeros(inputs, np.float32))  # what the filling entries of the last layer's list read
     flat = _aligned(np.concatenate(weights))
-    lists = (np.array(part, np.int32) for part in (starts, sites, taps))
-    return Network(np.array(rows, np.int64), flat, *lists), int(chain.layers[-1].weight.shape[0])
+    lists = np.array(starts, np.int32), np.array(pairs, np.int32).reshape(-1, 2)
+    values = torch.arange(256) / 255 / chain.std[:, None]
+    return Network(np.array(rows, np.int64), flat, *lists, values.numpy()), int(chain.layers[-1].weight.shape[0])
 
 
 def _size(layer: Layer, height: int, width: int) -> tuple[int, int]:

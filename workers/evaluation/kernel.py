@@ -1,6 +1,7 @@
 """The numba kernel of the incremental evaluator: one for every chain, layer sizes and strides being data.
 
-The source is not type-checked: numba compiles it for the types that come.
+The source is not type-checked: numba compiles it for the types that come. Indices are unsigned, so that numba does
+not make negative ones count from the end.
 """
 
 from typing import Any, NamedTuple
@@ -8,56 +9,38 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workers.compiled import njit
-from workers.evaluation.vectors import NONZERO_LANES, copy8, make_push, prefetch, relu_change8
+from workers.evaluation.vectors import COLUMNS, LANES, ROWS, copy, make_push, relu_change
 
-__all__ = [
-    "FIRST_CACHE",
-    "GROUP",
-    "IN",
-    "OUT",
-    "SITES",
-    "TABLE",
-    "TAPS",
-    "WEIGHTS",
-    "CleanState",
-    "Network",
-    "Scratch",
-    "evaluate",
-]
+__all__ = ["GROUP", "IN", "OUT", "SITES", "TABLE", "TAPS", "WEIGHTS", "CleanState", "Network", "Scratch", "evaluate"]
 
 GROUP = 16
 """Candidates evaluated together, so that a layer's weights are read once for all of them."""
 
-FIRST_CACHE = 24 << 10
-"""Bytes of a layer's weights up to which it is pushed candidate by candidate: they stay in the first-level cache."""
+BLOCK = 64
+"""Candidates that a thread takes at a time."""
 
-DENSE_INPUTS = 16
-"""Inputs up to which all channels are pushed: finding out which of them changed costs more."""
-
-_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy", "cache": True}
+_OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": True, "error_model": "numpy"}
 _INLINE = {**_OPTIONS, "forceinline": True}
 _U = np.uint64
 
-_push64, _push32, _push16, _push8 = (make_push(n, u, dense=False) for n, u in ((8, 1), (4, 2), (2, 4), (1, 4)))
-_push32_any, _push16_any, _push8_any = (make_push(n, 1, dense=False) for n in (4, 2, 1))
-_dense64, _dense32, _dense16, _dense8 = (make_push(n, u, dense=True) for n, u in ((8, 1), (4, 2), (2, 4), (1, 8)))
-
 
 class Network(NamedTuple):
-    """A chain as flat arrays. Output channels are padded with zeros to a multiple of 8.
+    """A chain as flat arrays. Output channels are padded with zeros to a multiple of 16.
 
     Attributes:
         layers: int64 ``[L, 6]``, its columns being `IN`, `OUT` and so on.
-        weights: float32, a layer after the other as ``[tap, in, out]``, then a row of zeros.
-        starts, sites, taps: int32; the input site s of layer l touches the output sites ``sites[a]`` through the
-            kernel's taps ``taps[a]``, for a from ``starts[table + s]`` to ``starts[table + s + 1]``.
+        weights: float32, a layer after the other as ``[tap, in, out]``.
+        starts, pairs: int32 ``[…]`` and ``[…, 2]``; the input site s of layer l touches the output site
+            ``pairs[a, 0]`` through the kernel's tap ``pairs[a, 1]``, for a from ``starts[table + s]`` to
+            ``starts[table + s + 1]``.
+        values: float32 ``[C, 256]``, each level of each channel of the image, normalised.
     """
 
     layers: np.ndarray
     weights: np.ndarray
     starts: np.ndarray
-    sites: np.ndarray
-    taps: np.ndarray
+    pairs: np.ndarray
+    values: np.ndarray
 
 
 IN, OUT, SITES, TAPS, WEIGHTS, TABLE = range(6)
@@ -67,7 +50,7 @@ class CleanState(NamedTuple):
     """Clean images in a network.
 
     Attributes:
-        pixels: float32 ``[B, H·W, C]`` in [0, 1].
+        pixels: uint8 ``[B, H·W, C]``.
         before: float32, pre-activations, a layer after the other as ``[B, site, out]``.
         offsets: int64 ``[L]``, where each layer begins in ``before``.
     """
@@ -78,236 +61,276 @@ class CleanState(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """One thread's room: changes of activations, lists of changed sites, pre-activations being summed."""
+    """One thread's room.
 
-    change: np.ndarray
-    nonzero: np.ndarray
-    counts: np.ndarray
+    A tile is some candidates of a group that change the same pixels of the same image, so that they touch the same
+    sites. A touched site of a tile is an entry, and has a row for each of the candidates; all tiles of a group have
+    as many rows. The entries of a layer's input and output take turns in two places.
+
+    Attributes:
+        rows: float32 ``[2, entry·row·channel]``, by how much activations move; pre-activations while they are summed.
+        moved: uint16 ``[2, entry·channel]``, the channels that move in any row.
+        count: int64 ``[2, entry]``, how many they are.
+        site: int64 ``[2, entry]``.
+        clean: int64 ``[entry]``, where an entry's clean pre-activations begin.
+        slot: int64 ``[site]``, the entry of a touched site, −1 of others.
+        begin, first, size, image: int64 ``[tile]``, the first entry, the first candidate, how many, their image.
+        end: int64 ``[tap]``, where the list of pushes through each tap of the kernel ends.
+        source, target: int64 ``[tap, push]``, from and to which entries.
+        all: uint16 ``[channel]``, 0, 1, …
+        four: int64 ``[2, ROWS]``, from and to which rows a tile is pushed.
+        total: float32 ``[channel]``, by how much each moves in all rows.
+    """
+
+    rows: np.ndarray
+    moved: np.ndarray
+    count: np.ndarray
     site: np.ndarray
-    sums: np.ndarray
-    touched: np.ndarray
+    clean: np.ndarray
     slot: np.ndarray
+    begin: np.ndarray
     first: np.ndarray
+    size: np.ndarray
+    image: np.ndarray
+    end: np.ndarray
     source: np.ndarray
     target: np.ndarray
-    length: np.ndarray
+    all: np.ndarray
+    four: np.ndarray
+    total: np.ndarray
+
+
+def _make_push_columns(vectors):
+    """``push`` of `make_push` for the columns from one on: as many at a time as the registers hold."""
+    push = make_push(vectors)
+    push_rest = _make_push_columns(vectors // 2) if vectors > 1 else _push_nothing
+    width = _U(LANES * vectors)
+
+    @njit(**_INLINE)
+    def push_columns(z, target, v, source, q, inputs, outputs, channels, co, n, w, wo, column):
+        while outputs - column >= width:
+            push(z, target, v, source, q, inputs, outputs, channels, co, n, w, wo, column)
+            column += width
+        push_rest(z, target, v, source, q, inputs, outputs, channels, co, n, w, wo, column)
+
+    return push_columns
 
 
 @njit(**_INLINE)
-def _push(z, zo, w, wo, v, index, vo, n, out):
-    c = _U(0)
-    while out - c >= _U(64):
-        _push64(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(64)
-    if out - c >= _U(32):
-        _push32(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(32)
-    if out - c >= _U(16):
-        _push16(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(16)
-    if out - c >= _U(8):
-        _push8(z, zo + c, w, wo + c, out, v, index, vo, n)
+def _push_nothing(z, target, v, source, q, inputs, outputs, channels, co, n, w, wo, column):
+    pass
+
+
+_push_columns = _make_push_columns(COLUMNS)
 
 
 @njit(**_INLINE)
-def _push_all(z, zo, w, wo, v, index, vo, n, out):
-    c = _U(0)
-    while out - c >= _U(64):
-        _dense64(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(64)
-    if out - c >= _U(32):
-        _dense32(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(32)
-    if out - c >= _U(16):
-        _dense16(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(16)
-    if out - c >= _U(8):
-        _dense8(z, zo + c, w, wo + c, out, v, index, vo, n)
+def _alike(owner, position, order, start, stop):
+    """How many candidates from start on, at most a group, change the same pixels of the same image."""
+    lead, other = _U(order[start]), start + _U(1)
+    stop = min(stop, start + _U(GROUP))
+    while other < stop:
+        same = owner[lead] == owner[_U(order[other])]
+        for j in range(position.shape[1]):
+            same &= position[lead, j] == position[_U(order[other]), j]
+        if not same:
+            break
+        other += _U(1)
+    return other - start
 
 
 @njit(**_INLINE)
-def _push_few(z, zo, w, wo, v, index, vo, n, out):
-    c = _U(0)
-    while out - c >= _U(32):
-        _push32_any(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(32)
-    if out - c >= _U(16):
-        _push16_any(z, zo + c, w, wo + c, out, v, index, vo, n)
-        c += _U(16)
-    if out - c >= _U(8):
-        _push8_any(z, zo + c, w, wo + c, out, v, index, vo, n)
+def _rows(alike):
+    """The rows of a tile: fours, the last one filled up, unless there are too few for that."""
+    return (alike + _U(ROWS - 1)) // _U(ROWS) * _U(ROWS) if alike > _U(ROWS // 2) else _U(1)
 
 
 @njit(**_INLINE)
-def _list_changes(z, zo, p, po, out, v, index, vo):
-    """The ReLU's changes at a site; their number, rounded up to 4 with entries that add nothing."""
-    n = _U(0)
-    for c in range(_U(0), out, _U(8)):
-        n += relu_change8(z, zo + c, p, po + c, v, vo + c, index, vo + n, c, NONZERO_LANES)
-    if n:
-        v[vo + out] = np.float32(0)  # what the filling entries point at; its weights are another row, times zero
-        for q in range(_U(4)):
-            index[vo + n + q] = np.uint32(out)
-    return (n + _U(3)) & ~_U(3)
+def _change_pixels(network, state, work, order, position, levels, start, size, rows, image, entries):
+    """Makes entries of a tile's changed pixels."""
+    v, moved, count, site = work.rows[0], work.moved[0], work.count[0], work.site[0]
+    lead, changes, channels = _U(order[start]), _U(position.shape[1]), _U(levels.shape[2])
+    for j in range(changes):
+        pixel = _U(position[lead, j])
+        later = False
+        for q in range(j + _U(1), changes):
+            later |= _U(position[lead, q]) == pixel
+        if later:  # of two writes to a pixel the later stays
+            continue
+        n = _U(0)
+        for c in range(channels):
+            was, moves = state.pixels[image, pixel, c], False
+            for r in range(rows):
+                level = levels[_U(order[start + min(r, size - _U(1))]), j, c]
+                v[(entries * rows + r) * channels + c] = network.values[c, level] - network.values[c, was]
+                moves |= level != was
+            moved[entries * channels + n] = np.uint16(c)
+            n += _U(moves)
+        count[entries], site[entries] = n, pixel
+        entries += _U(1)
+    return entries
 
 
 @njit(**_INLINE)
-def _copy(z, zo, p, po, out):
-    for c in range(_U(0), out, _U(8)):
-        copy8(z, zo + c, p, po + c)
+def _touch(network, state, work, layer, now, tiles):
+    """Makes entries of a layer's touched output sites, and lists the pushes into them by tap."""
+    outputs, last = _U(network.layers[layer, OUT]), layer == network.layers.shape[0] - 1
+    table, kernel = _U(network.layers[layer, TABLE]), _U(network.layers[layer, TAPS])
+    map_size, room = _U(network.layers[layer, SITES]) * outputs, _U(network.layers[layer, SITES]) * _U(GROUP)
+    count, site, places, clean = work.count[now], work.site[now], work.site[1 - now], work.clean
+    begin, slot, end, source, target = work.begin, work.slot, work.end, work.source, work.target
+    starts, pairs, entries = network.starts, network.pairs, _U(0)
+    for t in range(kernel):
+        end[t] = t * room
+    for tile in range(tiles):
+        first, stop, mine = _U(begin[tile]), _U(begin[tile + _U(1)]), entries
+        base = _U(state.offsets[layer]) + _U(work.image[tile]) * map_size
+        begin[tile] = entries
+        if last:  # logits: an entry even where nothing is touched
+            slot[0], places[entries], clean[entries] = entries, 0, base
+            entries += _U(1)
+        for e in range(first, stop):
+            if count[e] == 0:
+                continue
+            s = table + _U(site[e])
+            for a in range(_U(starts[s]), _U(starts[s + _U(1)])):
+                place, t = _U(pairs[a, 0]), _U(pairs[a, 1])
+                d = slot[place]
+                if d < 0:
+                    d = np.int64(entries)
+                    slot[place], places[entries], clean[entries] = d, place, base + place * outputs
+                    entries += _U(1)
+                q = _U(end[t])
+                source[q], target[q] = e, d
+                end[t] = q + _U(1)
+        for e in range(mine, entries):
+            slot[_U(places[e])] = -1
+    begin[tiles] = entries
+    return entries
 
 
 @njit(**_INLINE)
-def _fetch(z, zo, out):
-    for c in range(_U(0), out, _U(16)):
-        prefetch(z, zo + c)
-
-
-@njit(**_OPTIONS)
-def evaluate(network, state, work, split, owner, position, value, scale, first, stop, step, out):
-    """Evaluates the groups first, first + step, … before stop of candidates, the logits going to ``out``.
-
-    A candidate's sums are taken in an order that does not depend on its neighbours, so neither do its bits.
-    """
-    one, none = _U(1), _U(0)
-    layers, depth = network.layers, network.layers.shape[0]
-    channels, changes = _U(layers[0, IN]), _U(position.shape[1])
-    width = _U(work.change.shape[0] // work.counts.shape[0])
-    room = _U(work.site.shape[0] // 2)
-    change, nonzero, count, site, sums = work.change, work.nonzero, work.counts, work.site, work.sums
-    touched, slot, begin, source, target, length = (
-        work.touched,
-        work.slot,
-        work.first,
+def _sum(network, state, work, layer, now, rows, entries):
+    """Adds all pushes to the clean pre-activations of the entries; returns the number of multiply-adds."""
+    outputs, inputs = _U(network.layers[layer, OUT]), _U(network.layers[layer, IN])
+    kernel, room = _U(network.layers[layer, TAPS]), _U(network.layers[layer, SITES]) * _U(GROUP)
+    v, z, moved, count, clean, before = (
+        work.rows[now],
+        work.rows[1 - now],
+        work.moved[now],
+        work.count[now],
+        work.clean,
+        state.before,
+    )
+    source, target, weights, w, terms = (
         work.source,
         work.target,
-        work.length,
+        network.weights,
+        _U(network.layers[layer, WEIGHTS]),
+        _U(0),
     )
-    weights, before = network.weights, state.before
-    for group in range(first, stop, step):
-        start = group * GROUP
-        size = _U(min(GROUP, owner.shape[0] - start))
-        ends = none  # changed sites listed so far, of all candidates of the group
-        for candidate in range(size):
-            begin[candidate] = ends
-            i = _U(start) + candidate
-            image, found = _U(owner[i]), ends
-            for j in range(changes):
-                pixel = position[i, j]
-                later = False
-                for q in range(j + one, changes):
-                    later |= position[i, q] == pixel
-                if later:  # of two writes to a pixel the later stays
-                    continue
-                at, n = found * width, none
-                for c in range(channels):
-                    d = (value[i, j, c] - state.pixels[image, _U(pixel), c]) * scale[c]
-                    change[at + c] = d
-                    nonzero[at + n] = np.uint32(c)
-                    n += _U(d != np.float32(0))
-                if n == none:
-                    continue
-                if split == 0:
-                    change[at + channels] = np.float32(0)
-                    for q in range(_U(4)):
-                        nonzero[at + n + q] = np.uint32(channels)
-                    n = (n + _U(3)) & ~_U(3)
-                count[found] = n
-                site[found] = pixel
-                found += one
-            for layer in range(split):
-                o, ci = _U(layers[layer, OUT]), _U(layers[layer, IN])
-                clean = _U(state.offsets[layer]) + image * _U(layers[layer, SITES]) * o
-                w0, table = _U(layers[layer, WEIGHTS]), _U(layers[layer, TABLE])
-                entries = none
-                for e in range(ends, found):
-                    s = table + _U(site[e])
-                    for a in range(_U(network.starts[s]), _U(network.starts[s + one])):
-                        place = _U(network.sites[a])
-                        d = slot[place]
-                        if d < 0:
-                            d = np.int32(entries)
-                            slot[place] = d
-                            touched[entries] = np.int32(place)
-                            _copy(sums, entries * o, before, clean + place * o, o)
-                            entries += one
-                        w = w0 + _U(network.taps[a]) * ci * o
-                        if layer == 0:
-                            _push_few(sums, _U(d) * o, weights, w, change, nonzero, e * width, _U(count[e]), o)
-                        elif ci <= _U(DENSE_INPUTS):
-                            _push_all(sums, _U(d) * o, weights, w, change, nonzero, e * width, ci, o)
-                        else:
-                            _push(sums, _U(d) * o, weights, w, change, nonzero, e * width, _U(count[e]), o)
-                found = ends
-                for e in range(entries):
-                    place = _U(touched[e])
-                    slot[place] = np.int32(-1)
-                    n = _list_changes(sums, e * o, before, clean + place * o, o, change, nonzero, found * width)
-                    if n:
-                        count[found] = n
-                        site[found] = np.int32(place)
-                        found += one
-            ends = found
-        begin[size] = ends
-        for layer in range(split, depth):
-            o, ci, kernel = _U(layers[layer, OUT]), _U(layers[layer, IN]), _U(layers[layer, TAPS])
-            w0, table = _U(layers[layer, WEIGHTS]), _U(layers[layer, TABLE])
-            last = layer == depth - 1
-            for t in range(kernel):
-                length[t] = 0
-            entries = none
-            for candidate in range(size):
-                mine = entries
-                clean = _U(state.offsets[layer]) + _U(owner[_U(start) + candidate]) * _U(layers[layer, SITES]) * o
-                e0, e1 = _U(begin[candidate]), _U(begin[candidate + one])
-                begin[candidate] = entries
-                if last:  # logits: an entry for each candidate, even one that changed nothing
-                    _copy(sums, entries * o, before, clean, o)
-                    slot[0] = np.int32(entries)
-                    site[room + entries] = 0
-                    entries += one
-                for e in range(e0, e1):
-                    s = table + _U(site[e])
-                    for a in range(_U(network.starts[s]), _U(network.starts[s + one])):
-                        place = _U(network.sites[a])
-                        d = slot[place]
-                        if d < 0:
-                            d = np.int32(entries)
-                            slot[place] = d
-                            site[room + entries] = np.int32(place)
-                            _copy(sums, entries * o, before, clean + place * o, o)
-                            entries += one
-                        t = _U(network.taps[a])
-                        q = t * room + _U(length[t])
-                        source[q] = np.int32(e)
-                        target[q] = d
-                        length[t] += 1
-                for e in range(mine, entries):
-                    slot[_U(site[room + e])] = np.int32(-1)
-            for t in range(kernel):  # tap by tap, so that its weights stay in the cache
-                w, q0 = w0 + t * ci * o, t * room
-                for q in range(q0, q0 + _U(length[t])):
-                    e = _U(source[q + one])
-                    _fetch(change, e * width, ci)
-                    _fetch(sums, _U(target[q + one]) * o, o)
-                    e = _U(source[q])
-                    _push(sums, _U(target[q]) * o, weights, w, change, nonzero, e * width, _U(count[e]), o)
-            if last:
-                for candidate in range(size):
+    for e in range(entries):
+        for r in range(rows):
+            for c in range(_U(0), outputs, _U(LANES)):
+                copy(z, (e * rows + r) * outputs + c, before, _U(clean[e]) + c)
+    for t in range(kernel):  # tap by tap, so that its weights stay in the cache
+        q, end = t * room, _U(work.end[t])
+        if rows == _U(1):
+            terms += (end - q) * inputs
+            while end - q >= _U(ROWS):
+                _push_columns(z, target, v, source, q, inputs, outputs, work.all, _U(0), inputs, weights, w, _U(0))
+                q += _U(ROWS)
+            if q < end:  # filled up with pushes into rows that nobody reads
+                for r in range(_U(ROWS)):
+                    there = q + r < end
+                    work.four[0, r], work.four[1, r] = (
+                        source[q + r] if there else 0,
+                        target[q + r] if there else entries + r,
+                    )
+                _push_columns(
+                    z, work.four[1], v, work.four[0], _U(0), inputs, outputs, work.all, _U(0), inputs, weights, w, _U(0)
+                )
+        else:
+            while q < end:
+                e, d = _U(source[q]), _U(target[q])
+                n = _U(count[e])
+                for first in range(_U(0), rows, _U(ROWS)):
+                    for r in range(_U(ROWS)):
+                        work.four[0, r], work.four[1, r] = e * rows + first + r, d * rows + first + r
+                    _push_columns(
+                        z,
+                        work.four[1],
+                        v,
+                        work.four[0],
+                        _U(0),
+                        inputs,
+                        outputs,
+                        moved,
+                        e * inputs,
+                        n,
+                        weights,
+                        w,
+                        _U(0),
+                    )
+                terms += n * rows
+                q += _U(1)
+        w += inputs * outputs
+    return terms * outputs
+
+
+@njit(**_INLINE)
+def _rectify(network, state, work, layer, then, rows, entries):
+    """Makes of the entries' pre-activations by how much the ReLU moves them, and lists the channels that move."""
+    outputs, z, moved, count = _U(network.layers[layer, OUT]), work.rows[then], work.moved[then], work.count[then]
+    for e in range(entries):
+        clean, n = _U(work.clean[e]), _U(0)
+        if rows == _U(1):
+            for c in range(_U(0), outputs, _U(LANES)):
+                n += relu_change(z, e * outputs + c, outputs, _U(1), state.before, clean + c, work.total, c)
+        else:
+            for c in range(_U(0), outputs, _U(LANES)):
+                if relu_change(z, e * rows * outputs + c, outputs, rows, state.before, clean + c, work.total, c):
+                    for lane in range(_U(LANES)):
+                        moved[e * outputs + n] = np.uint16(c + lane)
+                        n += _U(work.total[c + lane] > np.float32(0))
+        count[e] = n
+
+
+@njit(**_OPTIONS, cache=True)
+def evaluate(network, state, work, order, owner, position, levels, thread, threads, out):
+    """Evaluates a thread's blocks of candidates, which come in ``order``; the logits go to ``out``.
+
+    A candidate's sums are taken in the order of the kernel's taps and of the channels, so that its bits do not
+    depend on what else is in its tile or group. Returns the number of multiply-adds.
+    """
+    one, depth, total, operations = _U(1), network.layers.shape[0], _U(order.shape[0]), _U(0)
+    width = _U(network.layers[depth - 1, OUT])
+    for block in range(_U(thread), (total + _U(BLOCK - 1)) // _U(BLOCK), _U(threads)):
+        start, stop = block * _U(BLOCK), min((block + one) * _U(BLOCK), total)
+        while start < stop:
+            alike, tiles, entries = _alike(owner, position, order, start, stop), _U(0), _U(0)
+            rows = _rows(alike)
+            while start < stop and _rows(alike) == rows and (tiles + one) * rows <= _U(GROUP):
+                size, image = min(alike, rows), owner[_U(order[start])]
+                work.begin[tiles], work.first[tiles], work.size[tiles], work.image[tiles] = entries, start, size, image
+                entries = _change_pixels(
+                    network, state, work, order, position, levels, start, size, rows, _U(image), entries
+                )
+                tiles += one
+                start += size
+                if start < stop:
+                    alike = _alike(owner, position, order, start, stop)
+            work.begin[tiles] = entries
+            now = 0
+            for layer in range(depth):
+                entries = _touch(network, state, work, layer, now, tiles)
+                operations += _sum(network, state, work, layer, now, rows, entries)
+                now = 1 - now
+                if layer < depth - 1:
+                    _rectify(network, state, work, layer, now, rows, entries)
+            logits = work.rows[now]
+            for tile in range(tiles):
+                for r in range(_U(work.size[tile])):
                     for c in range(_U(out.shape[1])):
-                        out[_U(start) + candidate, c] = sums[candidate * o + c]
-                break
-            begin[size] = entries
-            found = none
-            for candidate in range(size):
-                clean = _U(state.offsets[layer]) + _U(owner[_U(start) + candidate]) * _U(layers[layer, SITES]) * o
-                e0, e1 = _U(begin[candidate]), _U(begin[candidate + one])
-                begin[candidate] = found
-                for e in range(e0, e1):
-                    place = _U(site[room + e])
-                    n = _list_changes(sums, e * o, before, clean + place * o, o, change, nonzero, found * width)
-                    if n:
-                        count[found] = n
-                        site[found] = np.int32(place)
-                        found += one
-            begin[size] = found
+                        out[_U(order[_U(work.first[tile]) + r]), c] = logits[(tile * rows + r) * width + c]
+    return operations
