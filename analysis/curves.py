@@ -9,12 +9,13 @@ import pyarrow.compute as pc
 from scipy.stats import bootstrap
 
 from analysis.statistics import Rate
-from workers.results import Status
+from workers.results import SEARCHED
 
 __all__ = ["Difference", "paired_difference", "success_by_queries"]
 
 RESAMPLES = 9999
-SEARCHED = pa.array([str(status) for status in (Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED)])
+AT_ONCE = 256
+"""Resamples held at a time."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ def success_by_queries(rows: pa.Table, budgets: Sequence[int]) -> list[Rate]:
     Args:
         rows: of one search, in the schema of results.
         budgets: numbers of queries.
+
+    Raises:
+        ValueError: when the rows have an image and target twice, as those of several budgets have.
     """
     searched = _searched(rows)
     queries = np.asarray(searched.filter(searched["success"])["queries"])
@@ -73,8 +77,8 @@ def paired_difference(first: pa.Table, second: pa.Table, *, queries: int, seed: 
         return gained.sum(axis=axis) / targets.sum(axis=axis)
 
     found = bootstrap(
-        (gained, targets), mean, paired=True, vectorized=True, method="percentile", n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
+        (gained, targets), mean, paired=True, vectorized=True, method="percentile",
+        n_resamples=RESAMPLES, batch=AT_ONCE, rng=np.random.default_rng(seed),
     )  # fmt: skip
     low, high = found.confidence_interval
     return Difference(float(gained.sum() / targets.sum()), (float(low), float(high)), len(gained))
@@ -95,11 +99,11 @@ def _hits(rows: pa.Table, queries: int) -> dict[tuple[int, int], int]:
     searched = _searched(rows)
     keys = zip(*(pc.fill_null(searched[name], -1).to_pylist() for name in ("image_id", "target")), strict=True)
     within = np.asarray(searched["success"]) & (np.asarray(searched["queries"]) <= queries)
-    hits = dict(zip(keys, within.astype(int).tolist(), strict=True))
-    if len(hits) < len(searched):
-        raise ValueError("the rows must be of one search: an image and target comes more than once")
-    return hits
+    return dict(zip(keys, within.astype(int).tolist(), strict=True))
 
 
 def _searched(rows: pa.Table) -> pa.Table:
-    return rows.filter(pc.is_in(rows["status"].cast(pa.string()), SEARCHED))
+    searched = rows.filter(pc.is_in(rows["status"].cast(pa.string()), pa.array(map(str, SEARCHED))))
+    if len(searched.group_by(["image_id", "target"]).aggregate([])) < len(searched):
+        raise ValueError("the rows must be of one search: an image and target comes more than once")
+    return searched

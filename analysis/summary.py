@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.statistics import Rate
-from workers.results import Status
+from workers.results import SEARCHED, Status
 
 __all__ = ["Summary", "summarise"]
 
@@ -41,9 +41,8 @@ def summarise(table: pa.Table) -> Summary:
     """Summarises the rows of one run at one budget."""
     status = table["status"].cast(pa.string())
     counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
-    ended = [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED]
     successes = table.filter(table["success"])
-    searched = table.filter(pc.is_in(status, pa.array([str(name) for name in ended])))
+    searched = table.filter(pc.is_in(status, pa.array(map(str, SEARCHED))))
     broken = table.filter(pc.equal(status, str(Status.FAILED))).slice(0, 1).select(["image_id", "error"]).to_pylist()
     return Summary(
         counts=counts,

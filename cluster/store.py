@@ -137,7 +137,11 @@ class RunFolder:
                 raise ValueError(f"run.json has shard_size {plan.shard_size}")
             if len(ids) != content["images"]:
                 raise ValueError(f"run.json says {content['images']} images, plan.parquet has {len(ids)}")
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        except KeyError as error:
+            raise WrongInput(
+                f"{self.path}: its plan cannot be read: it lacks {error}, as one of another version of brittle would"
+            ) from None
+        except (OSError, ValueError, TypeError, pa.ArrowException) as error:
             raise WrongInput(f"{self.path}: its plan cannot be read: {str(error).splitlines()[0]}") from None
         return plan
 

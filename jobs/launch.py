@@ -225,6 +225,7 @@ class _Launch:
             "std": ",".join(map(str, recipe.std)),
             "data": str(Path(data).resolve()) if Path(data).exists() else data,
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "budgets": {attack.params_hash: getattr(attack, attack.BUDGET) for attack in self.attacks if attack.BUDGET},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         size = self.selection.shard_size or max(1, min(even, *(attack.shard_size for attack in self.attacks)))
@@ -299,8 +300,7 @@ class _Launch:
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     """A run in one line."""
     goal = "untargeted" if target is None else f"towards {target}"
-    budget = f" --{attack.BUDGET} {getattr(attack, attack.BUDGET)}" if attack.BUDGET else ""
-    text = f"{attack.NAME}{budget} {goal}: success {summary.success}"
+    text = f"{attack.title} {goal}: success {summary.success}"
     if summary.success.hits:
         text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
     others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]

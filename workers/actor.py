@@ -134,7 +134,7 @@ class SearchActor:
 
     def search(self, shard: Shard) -> ShardSummary:
         """Searches a shard and writes its part whole; a search that raises becomes rows that say so."""
-        from workers.results import Status, by_products_table, write_part
+        from workers.results import SEARCHED, Status, by_products_table, write_part
 
         started = time.perf_counter()
         results = self._search(shard, np.arange(len(shard.ids)))
@@ -149,7 +149,7 @@ class SearchActor:
             write_part(pa.concat_tables(beside), shard.by_products)
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
-        ended = np.isin(status, [Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED])
+        ended = np.isin(status, SEARCHED)
         return ShardSummary(
             index=shard.index,
             rows=len(status),

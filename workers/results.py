@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SCHEMA_VERSION",
+    "SEARCHED",
     "Distances",
     "SearchResult",
     "Status",
@@ -44,6 +45,10 @@ class Status(StrEnum):
     ALREADY_WRONG = "already_wrong"
     SKIPPED = "skipped"
     FAILED = "failed"
+
+
+SEARCHED = (Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED)
+"""How a search that came to an end may have ended."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ class SearchResult:
         generations: int64, iterations of the method.
         seconds: float64, this image's equal share of its batch's wall time.
         worker: who searched.
-        adversarial: uint8 ``[n, C, H, W]``, the image that was scored; after a failed search its last one.
+        adversarial: uint8 ``[n, C, H, W]``, the image that was scored; after a search without success
+            the best or the last that it had.
         error: why a search broke, None elsewhere.
         by_products: arrays ``[n, …]`` by name that the attack leaves beside the rows; zeros where not searched.
     """

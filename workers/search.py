@@ -144,7 +144,7 @@ class Batch:
         return logits, products
 
     def clean_gradient(self) -> Tensor:
-        """The gradient ``[B, C, H, W]`` of the cross-entropy at the clean images, a query and a gradient each.
+        """The gradient ``[B, C, H, W]`` of the loss ``ce`` at the clean images, a query and a gradient each.
 
         For an attack that says ``USES_CLEAN_GRADIENT``: it was taken in the pass of the clean predictions.
         """
@@ -230,8 +230,8 @@ def search_budgets(
 
     Args:
         attacks: one method with its parameters, the budget ascending (`Attack.at_each_budget`). An image broken
-            within a budget is not searched again within a larger one: its row is carried on, counts and all
-            (not for attacks that say otherwise, `Attack.CARRIES`).
+            within a budget is not searched again within a larger one: its row is carried on. The counts of a row
+            are of all searches up to its budget. (Neither holds where `Attack.CARRIES` says so.)
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``; run in ``eval()`` mode, and left in
             the mode it came in.
         images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
@@ -317,9 +317,9 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
     status[clean_prediction != label] = Status.ALREADY_WRONG
     counts, adversarial = np.zeros((3, count), dtype=np.int64), clean.clone()
     if smaller is not None:
+        counts += np.stack([smaller.queries, smaller.gradients, smaller.generations])
         broken = np.flatnonzero(smaller.success)
         status[broken] = Status.SUCCESS
-        counts[:, broken] = np.stack([smaller.queries, smaller.gradients, smaller.generations])[:, broken]
         adversarial[broken] = torch.from_numpy(smaller.adversarial[broken]).to(clean.device)
     searched = np.flatnonzero(status == Status.EXHAUSTED)
 
@@ -341,7 +341,7 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
     status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
 
-    counts[:, searched] = torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
+    counts[:, searched] += torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
     stored = adversarial.cpu().numpy()
     return SearchResult(
         image_id=subject.ids,

@@ -45,7 +45,7 @@ class RunView:
     @property
     def title(self) -> str:
         """The attack and its goal, for example ``jsma → 6``."""
-        return f"{self.attack.NAME} → {self.target}" if self.target is not None else f"{self.attack.NAME}, untargeted"
+        return f"{self.attack.title} → {self.target}" if self.target is not None else f"{self.attack.title}, untargeted"
 
     @property
     def parameters(self) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from tests.conftest import random_images, random_model
 from tests.workers.test_de import Spot
+from tests.workers.test_fgsm import predictions
 from workers.attacks import CornerSearch
 from workers.attacks.corner_search import draw_ranks, rankings
 from workers.search import Around, Goal
@@ -120,3 +121,17 @@ def test_combines_the_best_single_changes() -> None:
     assert result.success.all()
     assert (result.distances.l0 == 2).all()
     assert (result.queries == 20 + 40).all()
+
+
+def test_generations_are_an_images_own_when_budgets_run_out_apart() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(40)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3)).eval()
+    images = random_images((3, 4, 6), 9, 41)
+    labels = predictions(model, images)
+    attack = CornerSearch(pixels=3, ranked=1, samples=3, max_queries=192)
+    whole = attack(model, images, labels)
+    for row in range(9):
+        alone = attack(model, images[row : row + 1], labels[row : row + 1], ids=[row])
+        assert alone.generations[0] == whole.generations[row]
+    assert len(set(whole.generations.tolist())) > 1

@@ -72,3 +72,28 @@ def test_the_batch_that_fits_grows_with_the_memory() -> None:
     at_least = 4 * (48 + 5 + 48)  # the image, its logits and one gradient have to be there at once
     assert large[2] <= (4 << 20) // at_least
     assert batch_that_fits(model, shape, 1 << 40, block=16) == 8192
+
+
+def test_the_batch_of_a_model_without_gradients_fits_too() -> None:
+    class Steps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(16, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.linear((images > 0.5).float().flatten(1)).detach()
+
+    assert batch_that_fits(Steps(), (1, 4, 4), 1 << 20, block=16) > 16
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_logits_are_single_precision_whatever_the_model_computes_in(kind: torch.dtype) -> None:
+    class Other(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.flatten(1)[:, :3].to(kind)
+
+    images = torch.tensor(random_images((1, 4, 4), 5, 1))
+    evaluator = DenseEvaluator(Other())
+    logits, (ones,) = evaluator.gradients(images, lambda found, rows: [torch.ones_like(found)])
+    assert logits.dtype == evaluator.logits(images).dtype == torch.float32
+    assert ones.flatten(1)[:, :3].eq(1).all()

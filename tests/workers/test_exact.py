@@ -237,3 +237,20 @@ def test_what_cannot_be_is_refused(attack: object, says: str) -> None:
     images = random_images(shape, 1, 10)
     with pytest.raises(WrongInput, match=says):
         attack()(model, images, predictions(model, images))  # type: ignore[operator]
+
+
+class Tied(nn.Module):
+    """Class 1 has a logit of 1; so has class 0 where the first pixel is white, and class 2 where it is grey."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        white = (images[:, 0, 0, 0] == 1).float()
+        grey = ((images[:, 0, 0, 0] > 0.4) & (images[:, 0, 0, 0] < 0.5)).float()
+        return torch.stack([white, torch.ones_like(white), grey], dim=1)
+
+
+def test_a_success_of_margin_zero_is_kept_before_a_failure_of_margin_zero() -> None:
+    """Class 1 leads; white makes class 0 equal, and the first of equals is predicted; grey makes class 2 equal."""
+    result = OnePixelExact()(Tied(), np.zeros((1, 1, 2, 2), np.uint8), np.array([1]))
+    assert result.by_products["successes"].tolist() == [1]
+    assert result.status.tolist() == [Status.SUCCESS]
+    assert result.adversarial[0, 0, 0, 0] == 255

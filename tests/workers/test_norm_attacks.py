@@ -315,3 +315,10 @@ def test_dlr_needs_three_classes(kind: type[Attack]) -> None:
 def test_a_wide_l2_ball_is_allowed() -> None:
     assert [PGD(epsilon=e, norm="l2").squares for e in (1.0, 2.0, 0.2)] == [65025, 260100, 2601]
     assert [int(PGD(epsilon=k / 255).radius) for k in range(1, 256)] == list(itertools.chain(range(1, 256)))
+
+
+def test_ddn_leaves_the_last_image_of_a_search_that_failed() -> None:
+    images = middle_images(4, 9)
+    result = DDN(steps=15)(Plane(3, 100.0), images, np.ones(4, int))  # no 8-bit image is on the other side
+    assert not result.success.any()
+    assert (result.distances.l2 > 0.5).all()

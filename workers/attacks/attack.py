@@ -36,13 +36,13 @@ class Attack(BaseModel):
     BUDGET: ClassVar[str | None] = None
     """The parameter that one search may be given several values of, ε or k."""
     CARRIES: ClassVar[bool] = True
-    """Whether a success within a smaller budget is one within the larger too; not where a budget is the method itself,
-    as in FGSM's single step."""
+    """Whether a success within a smaller budget is one within the larger too, so that the image is not searched again;
+    not where a budget is the method itself, as in FGSM's single step."""
     CERTIFIES: ClassVar[bool] = False
     """Whether a search that finds nothing proves that nothing in its space succeeds."""
 
     USES_CLEAN_GRADIENT: ClassVar[bool] = False
-    """Whether the search begins with the loss gradient at the clean images (see ``Batch.clean_gradient``)."""
+    """Whether the search begins with the gradient of the loss ``ce`` at the clean images, `Batch.clean_gradient`."""
 
     def __init__(self, **parameters: Any) -> None:
         try:
@@ -78,6 +78,11 @@ class Attack(BaseModel):
     def params_hash(self) -> str:
         """Sixteen hexadecimal digits that identify the attack and every one of its parameters."""
         return hashlib.sha256(f"{self.NAME}{self.model_dump_json()}".encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        """The name and, for an attack that has one, the budget."""
+        return f"{self.NAME} --{self.BUDGET} {getattr(self, self.BUDGET)}" if self.BUDGET else self.NAME
 
     @property
     def shard_size(self) -> int:

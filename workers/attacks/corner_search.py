@@ -93,7 +93,7 @@ class CornerSearch(FewPixelAttack):
             owner = rows.repeat_interleave(sizes)
             single = best[owner[:, None], one, torch.from_numpy(np.concatenate(drawn)).to(owner.device)]
             incumbents.judge(owner, position[single, 0], levels[single, 0])
-            batch.generations[rows] += 1
+            batch.generations[rows] += sizes > 0
             rows = rows[~incumbents.done[rows]]
 
 

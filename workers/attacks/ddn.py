@@ -64,7 +64,7 @@ class DDN(Attack):
             squares = (images - clean).square_().flatten(1).sum(dim=1, dtype=torch.float64)
             better = reached & (squares < shortest)
             shortest = squares.where(better, shortest)
-            kept = better if taken else torch.ones_like(better)
+            kept = better | (shortest.isinf() & (taken == self.steps))  # a failed search leaves its last image
             batch.adversarial = images.where(kept.view(-1, 1, 1, 1), batch.adversarial)
             if taken == self.steps:
                 break

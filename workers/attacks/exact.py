@@ -24,7 +24,7 @@ class _Exhaustive(Attack):
     """Tries every candidate of its space: the strongest is kept, the successes are counted and mapped.
 
     An image of which no candidate succeeds is certified. By-products: ``successes``, how many candidates
-    succeed, ``untried``, how many changes of the named space are left out, and ``map``, for each pixel how many
+    succeed, ``untried``, how many changes of the space to be decided are left out, and ``map``, for each pixel how many
     of the successes use it.
     """
 
@@ -56,7 +56,7 @@ class _Exhaustive(Attack):
         batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32, device=device)
         for row in batch.all_rows.tolist():
             around = batch.around(batch.images[row : row + 1], batch.all_rows[row : row + 1])
-            best = float("inf")
+            best = (True, float("inf"))  # failures after successes: at a margin of zero there are both
             for positions, values in self._space((channels, height, width)):
                 position, levels = torch.from_numpy(positions).to(device), torch.from_numpy(values).to(device)
                 index = torch.zeros(len(position), dtype=torch.int64, device=device)
@@ -64,15 +64,16 @@ class _Exhaustive(Attack):
                 batch.by_products["successes"][row] += success.sum()
                 used = torch.bincount(position[success].flatten(), minlength=height * width)
                 batch.by_products["map"][row] += used.to(torch.int32)
-                strongest = margin.argmin()
-                if margin[strongest] < best:
-                    best = float(margin[strongest])
-                    chosen = strongest[None]
+                failed = not bool(success.any())
+                strongest = (margin if failed else margin.masked_fill(~success, torch.inf)).argmin()
+                rank = (failed, float(margin[strongest]))
+                if rank < best:
+                    best, chosen = rank, strongest[None]
                     batch.adversarial[row] = around.images(index[:1], position[chosen], levels[chosen])[0]
         batch.certified = (batch.by_products["successes"] == 0) & (untried == 0)
 
     def _untried(self, shape: tuple[int, int, int]) -> int:
-        """How many changes that the attack's name speaks of are not candidates."""
+        """How many changes of the space that the attack decides are not candidates."""
         return 0
 
 

@@ -69,7 +69,7 @@ class JSMA(Attack):
         return 2 if self.map == "pair" else 1
 
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:
-        if abs(self.theta) * 255 < 0.5:
+        if round(255 * abs(self.theta)) < 1:
             raise WrongInput(f"--theta: must move a feature by a level at least (1/255), got {self.theta}")
         features = shape[0] * shape[1] * shape[2]
         if self.gamma is not None and self.most_features(features) < self.features_a_step:
@@ -118,7 +118,7 @@ class JSMA(Attack):
             fewest.scatter_reduce_(0, searches.image, searches.changed.masked_fill(~reached, nothing), "amin")
             after = fewest[searches.image]
             stays = (score > 0) & (searches.steps < most_steps) & (searches.changed < after)
-            going = torch.nonzero(stays)[:, 0]  # the one time in a step that the host waits for the device
+            going = torch.nonzero(stays)[:, 0]  # the host waits for the device here, and once a call in `best_pair`
             if len(going) < len(searches):
                 better = reached & (searches.changed == after) & (after < before)
                 fallback = ~stays & (searches.order == 0) & (after == nothing)

@@ -38,7 +38,7 @@ class DenseEvaluator:
         """Logits float32 ``[n, classes]`` of images ``[n, C, H, W]``, uint8 or float in [0, 1]."""
         with torch.no_grad():
             chunks = torch.split(images, self.batch)
-            return torch.cat([self.model(self._padded(chunk))[: len(chunk)] for chunk in chunks])
+            return torch.cat([self.model(self._padded(chunk))[: len(chunk)].float() for chunk in chunks])
 
     def gradients(
         self, images: Tensor, cotangents: Callable[[Tensor, slice], Sequence[Tensor]]
@@ -58,7 +58,7 @@ class DenseEvaluator:
             rows = slice(start, min(start + self.batch, len(images)))
             inputs = self._padded(images[rows]).requires_grad_(True)
             with torch.enable_grad():
-                outputs = self.model(inputs)
+                outputs = self.model(inputs).float()
             real = outputs.detach()[: rows.stop - start]
             vectors = list(cotangents(real, rows))
             found = []
@@ -101,7 +101,10 @@ def batch_that_fits(model: nn.Module, shape: tuple[int, int, int], free: int, *,
     evaluator = DenseEvaluator(model, block=block, batch=block)
     images = torch.zeros((block, *shape), device=evaluator.device)
     with _Written() as written:
-        evaluator.gradients(images, lambda logits, rows: [logits, logits])
+        try:
+            evaluator.gradients(images, lambda logits, rows: [logits, logits])
+        except RuntimeError:  # a model without gradients is searched by its logits alone
+            evaluator.logits(images)
     return max(1, min(most, free * block // written.bytes) // block) * block
 
 

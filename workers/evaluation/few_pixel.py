@@ -18,7 +18,7 @@ PUSH_COST = 3.0
 """What a multiply-add of the incremental evaluator costs in dense ones (measured: 14–23 against 53 G/s a core)."""
 
 CHUNK = 1024
-"""Candidates turned into whole images at a time, which bounds the memory of the dense road."""
+"""Candidates turned into whole images at a time, or a batch if that is more: it bounds the dense road's memory."""
 
 _EVALUATORS: "WeakKeyDictionary[nn.Module, dict[Any, IncrementalEvaluator | None]]" = WeakKeyDictionary()
 
@@ -83,9 +83,9 @@ class Neighbourhood:
 
     def dense_logits(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
         """The same logits from whole images through the whole model."""
-        parts = []
-        for start in range(0, len(index), CHUNK):
-            part = slice(start, start + CHUNK)
+        parts, size = [], max(CHUNK, self._evaluator.dense.batch)
+        for start in range(0, len(index), size):
+            part = slice(start, start + size)
             images = changed_images(self.images, index[part], position[part], levels[part])
             parts.append(self._evaluator.dense.logits(images))
         return torch.cat(parts)
