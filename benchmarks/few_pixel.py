@@ -4,6 +4,8 @@
 
 Ratios are medians over rounds in which both are timed one after the other, so that a machine whose speed
 drifts does not favour either. The dense rate is that of the best batch size and memory layout of this run.
+"Executed" are the multiply-adds that the kernel does for a candidate, of all that the touched sites have.
+The exact verdicts are those of the attacks, from image to result.
 """
 
 import argparse
@@ -24,8 +26,9 @@ import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read wh
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from workers.attacks import OnePixelExact, TwoPixelExact
 from workers.evaluation.chain import read_chain
 from workers.evaluation.incremental import IncrementalEvaluator
 from workers.models.loading import read_model
@@ -33,7 +36,6 @@ from workers.sources import load_data
 
 ROUNDS = 7
 COUNT = 50_176
-LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
 def main() -> None:
@@ -48,51 +50,61 @@ def main() -> None:
     if chain is None:
         sys.exit("the model is no chain of convolutions, ReLUs and linear layers")
     evaluator = IncrementalEvaluator(chain, (1, 28, 28), threads=options.threads)
-    digit = torch.tensor(load_data("mnist", "test").images[1:2])
+    data = load_data("mnist", "test")
+    digit = torch.tensor(data.images[1:2])
     state = evaluator.clean_state(digit)
-    layout, batch = best_dense(model)
-    dense = partial(dense_evaluator(model, layout, batch), torch.rand(6400, 1, 28, 28))
+    dense, name = best_dense(model)
 
-    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; dense: {layout}, batch {batch}")
-    print(f"{'k':>3} {'multiply-adds':>14} {'incremental/s':>14} {'dense/s':>9} {'ratio':>7} {'of the dense G/s':>17}")
+    print(f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}; dense: {name}")
+    print(
+        f"{'k':>3} {'multiply-adds':>14} {'executed':>9} {'incremental/s':>14} {'dense/s':>9} {'ratio':>7}"
+        f" {'of the dense G/s':>17}"
+    )
     rng = np.random.default_rng(0)
     for pixels in (1, 2, 3, 5):
         position = rng.integers(0, 784, (COUNT, pixels))
         levels = rng.integers(0, 256, (COUNT, pixels, 1)).astype(np.uint8)
         push = partial(evaluator.logits, state, np.zeros(COUNT, np.int64), position, levels)
+        before = evaluator.multiply_adds
+        push()
+        executed = (evaluator.multiply_adds - before) / COUNT
         pairs = [(rate(push, COUNT), rate(dense, 6400)) for _ in range(ROUNDS)]
         fast, slow = (statistics.median(values) for values in zip(*pairs, strict=True))
         ratio = statistics.median(a / b for a, b in pairs)
-        operations = evaluator.operations(pixels)
-        share = fast * operations / (slow * evaluator.dense_operations)
-        print(f"{pixels:>3} {operations:>14,.0f} {fast:>14,.0f} {slow:>9,.0f} {ratio:>6.1f}× {share:>16.0%}")
+        share = ratio * executed / evaluator.dense_operations
+        print(
+            f"{pixels:>3} {evaluator.operations(pixels):>14,.0f} {executed:>9,.0f} {fast:>14,.0f} {slow:>9,.0f}"
+            f" {ratio:>6.1f}× {share:>16.0%}"
+        )
     position = np.arange(784).repeat(256)[:, None]
     levels = np.tile(np.arange(256, dtype=np.uint8), 784)[:, None, None]
     every = partial(evaluator.logits, state, np.zeros(len(position), np.int64), position, levels)
     print(f"all 784×256 changes of one digit: {statistics.median(1 / rate(every, 1) for _ in range(5)):.3f} s")
+    for attack in (OnePixelExact(), TwoPixelExact()):
+        verdict = partial(attack, model, digit, data.labels[1:2])
+        seconds = statistics.median(1 / rate(verdict, 1) for _ in range(3))
+        result = verdict()
+        print(f"{attack.NAME} of one digit, {result.queries[0]:,} changes: {seconds:.2f} s ({result.status[0]})")
 
 
-def best_dense(model: nn.Module) -> tuple[str, int]:
-    """The memory layout and the batch size that evaluate 6,400 whole images fastest."""
+def best_dense(model: nn.Module) -> tuple[Callable[[], object], str]:
+    """A call that evaluates 6,400 whole images in the fastest layout and batch size, and its name."""
     images = torch.rand(6400, 1, 28, 28)
     found = []
-    for layout in LAYOUTS:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        laid_out = copy.deepcopy(model).to(memory_format=layout)
         for batch in (32, 64, 100, 128, 256, 500):
-            call = partial(dense_evaluator(model, layout, batch), images)
+
+            def call(laid_out: nn.Module = laid_out, batch: int = batch) -> None:
+                with torch.inference_mode():
+                    for chunk in torch.split(images, batch):
+                        laid_out(chunk)
+
             call()
-            found.append((statistics.median(rate(call, 6400) for _ in range(3)), layout, batch))
-    return max(found)[1:]
-
-
-def dense_evaluator(model: nn.Module, layout: str, batch: int) -> Callable[[Tensor], Tensor]:
-    """A function from images to the logits that a copy of the model in this layout gives them."""
-    laid_out = copy.deepcopy(model).to(memory_format=LAYOUTS[layout])
-
-    def evaluate(images: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return torch.cat([laid_out(chunk) for chunk in torch.split(images, batch)])
-
-    return evaluate
+            name = f"{str(layout).removeprefix('torch.')}, batch {batch}"
+            found.append((statistics.median(rate(call, 6400) for _ in range(3)), name, call))
+    _, name, call = max(found, key=lambda entry: entry[0])
+    return call, name
 
 
 def rate(call: Callable[[], object], count: int) -> float:

@@ -1,9 +1,4 @@
-"""numba's compiler, and where what it compiled is kept.
-
-Compiled kernels are kept in the user's cache, in a folder named by the sources of all of them: numba itself does
-not notice that a function of another file was edited. At a new path, as of a shipped working directory, it
-compiles anew (7 s).
-"""
+"""numba's compiler, and where what it compiled is kept: found by what the source says, wherever it lies."""
 
 import hashlib
 import os
@@ -13,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import platformdirs
+from numba import config, njit
+from numba.core.caching import CompileResultCacheImpl, FunctionCache, _CacheLocator
+from numba.extending import register_jitable as jitable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["jitable", "njit", "on_host", "spread"]
+__all__ = ["jitable", "kernel", "on_host", "spread"]
 
 _SOURCES = [
     Path(__file__).parent / name
@@ -29,11 +27,52 @@ _SOURCES = [
         "evaluation/vectors.py",
     )
 ]
-_VERSION = hashlib.sha256(b"".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
-os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(platformdirs.user_cache_dir("brittle")) / "kernels" / _VERSION))
+_VERSION = hashlib.sha256(b"\0".join(source.read_bytes() for source in _SOURCES)).hexdigest()[:16]
 
-from numba import njit  # noqa: E402
-from numba.extending import register_jitable as jitable  # noqa: E402
+
+def kernel(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compiles a function as ``numba.njit`` does with these options, and keeps it in a folder named by the sources.
+
+    numba's own folders are named by the path of the function's file: a working directory that is shipped to a node
+    has a new one each time and would compile anew, and an edit of what the file imports would go unseen. The folder
+    is below numba's ``NUMBA_CACHE_DIR`` where that is set, else in the user's cache; where it cannot be written to,
+    numba's own is taken.
+    """
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        found = njit(**options)(function)
+        found._cache = _Cache(found.py_func)
+        return found
+
+    return compiled
+
+
+class _Locator(_CacheLocator):  # type: ignore[misc]
+    def get_cache_path(self) -> str:
+        return str(Path(config.CACHE_DIR or platformdirs.user_cache_dir("brittle")) / "kernels" / _VERSION)
+
+    def get_source_stamp(self) -> str:
+        return _VERSION
+
+    def get_disambiguator(self) -> str:
+        return _VERSION
+
+    @classmethod
+    def from_function(cls, py_func: Any, py_file: str) -> "_Locator | None":
+        locator = cls()
+        try:
+            locator.ensure_cache_path()
+        except OSError:
+            return None
+        return locator
+
+
+class _Files(CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = (_Locator, *CompileResultCacheImpl._locator_classes)
+
+
+class _Cache(FunctionCache):  # type: ignore[misc]
+    _impl_class = _Files
 
 
 def on_host(tensor: "Tensor") -> bool:

@@ -29,6 +29,12 @@ def candidates(count: int, pixels: int, images: int, shape: tuple[int, ...], see
     return index, position, torch.tensor(rng.integers(0, 256, (count, pixels, shape[0])).astype(np.uint8))
 
 
+def alike(candidate: tuple[torch.Tensor, ...], runs: np.ndarray, seed: int) -> tuple[torch.Tensor, ...]:
+    """Each candidate followed by others that change the same pixels, to other levels, so many in all."""
+    index, position, levels = (part.repeat_interleave(torch.tensor(runs), 0) for part in candidate)
+    return index, position, torch.tensor(np.random.default_rng(seed).integers(0, 256, levels.shape).astype(np.uint8))
+
+
 def whole(model: nn.Module, images: np.ndarray, *candidate: torch.Tensor) -> np.ndarray:
     """Slow and obvious: each image written pixel by pixel, all through the model in double precision."""
     made = images[candidate[0].numpy()].copy()
@@ -79,12 +85,15 @@ def chains(draw: Any) -> tuple[nn.Module, tuple[int, int, int]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(chains(), st.sampled_from([1, 2, 5, "all"]), st.integers(0, 1000))
-def test_equals_the_whole_model(chain: tuple[nn.Module, tuple[int, int, int]], pixels: int | str, seed: int) -> None:
+@given(chains(), st.sampled_from([1, 2, 5, "all"]), st.sampled_from([1, 3, 9]), st.integers(0, 1000))
+def test_equals_the_whole_model(
+    chain: tuple[nn.Module, tuple[int, int, int]], pixels: int | str, run: int, seed: int
+) -> None:
     model, shape = chain
     images = random_images(shape, 5, seed)
     count = shape[1] * shape[2] if pixels == "all" else int(pixels)
-    candidate = candidates(37, count, 5, shape, seed)
+    drawn = candidates(37 // run, count, 5, shape, seed)
+    candidate = alike(drawn, np.full(37 // run, run), seed)
     expected = whole(model, images, *candidate)
     found = incremental(model, images, *candidate)
     assert np.abs(found - expected).max() <= 1e-4 * max(1, np.abs(expected).max())
@@ -137,6 +146,40 @@ def test_a_candidates_bits_do_not_depend_on_its_neighbours(mnist: Dataset, mnist
         alone = incremental(mnist_model, images[index.numpy()], torch.zeros(1, dtype=torch.int64), position, levels)
         assert np.array_equal(alone[0], together[row])
     assert np.array_equal(incremental(mnist_model, images, *candidate, threads=2), together)
+
+
+@pytest.mark.parametrize("pixels", [1, 2])
+def test_nor_on_how_many_change_the_same_pixels(mnist: Dataset, mnist_model: nn.Module, pixels: int) -> None:
+    images = mnist.images[:5]
+    runs = np.array([1, 2, 3, 4, 5, 1, 8, 1, 1, 40, 1, 7])
+    candidate = alike(candidates(len(runs), pixels, 5, (1, 28, 28), 15), runs, 16)
+    together = incremental(mnist_model, images, *candidate)
+    order = torch.tensor(np.random.default_rng(17).permutation(len(together)))
+    assert np.array_equal(incremental(mnist_model, images, *(part[order] for part in candidate)), together[order])
+    chain = read_chain(mnist_model, (1, 28, 28))
+    assert chain is not None
+    evaluator = IncrementalEvaluator(chain, (1, 28, 28))
+    state = evaluator.clean_state(torch.tensor(images))
+    for row in range(len(together)):
+        alone = evaluator.logits(state, *(part[row : row + 1].numpy() for part in candidate))
+        assert np.array_equal(alone[0], together[row])
+
+
+def test_counts_the_multiply_adds(mnist: Dataset, mnist_model: nn.Module) -> None:
+    chain = read_chain(mnist_model, (1, 28, 28))
+    assert chain is not None
+    evaluator = IncrementalEvaluator(chain, (1, 28, 28), threads=2)
+    state = evaluator.clean_state(torch.tensor(mnist.images[:1]))
+    centre, none, black = np.array([[14 * 28 + 13]]), np.zeros(1, np.int64), mnist.images[0, 0, 14, 13] < 128
+    evaluator.logits(state, none, centre, mnist.images[:1, :, 14, 13][:, None])
+    assert evaluator.multiply_adds == 0
+    evaluator.logits(state, none, centre, np.full((1, 1, 1), 255 * black, np.uint8))
+    # It moves rows 13–15 and columns 12–14 of the first map, which reach rows 6–7 and columns 5–7 of the second
+    # through 4·5 taps, and those reach rows and columns 2–3 of the third through 3·4. Logits are padded to 16.
+    assert 9 * 16 < evaluator.multiply_adds <= 9 * 16 + 20 * 16 * 32 + 12 * 32 * 64 + 4 * 64 * 16
+    done = evaluator.multiply_adds
+    evaluator.logits(state, none.repeat(3), centre.repeat(3, axis=0), np.full((3, 1, 1), 255 * black, np.uint8))
+    assert done < evaluator.multiply_adds - done <= 4 * done  # a tile of four rows, only with the channels that move
 
 
 def test_normalisation_is_part_of_the_chain() -> None:

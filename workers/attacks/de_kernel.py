@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from workers.compiled import njit
+from workers.compiled import kernel
 from workers.draws import below, philox, three_others
 
 __all__ = ["FRESH", "PARENTS", "SCALE", "STRATA", "TAKEN", "adopt", "phenotype", "strata_keys", "trials"]
@@ -15,11 +15,11 @@ __all__ = ["FRESH", "PARENTS", "SCALE", "STRATA", "TAKEN", "adopt", "phenotype",
 PARENTS, TAKEN, FRESH, STRATA, SCALE = range(5)
 """What numbers are drawn for, the third word of the counter; the others: individual, generation, four genes."""
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "cache": True}  # no fastmath: the sums must round as torch's do
+_OPTIONS: dict[str, Any] = {"nogil": True}  # no fastmath: the sums must round as torch's do
 _STEP, _HALF = np.float32(2**-24), np.float32(0.5)
 
 
-@njit(**_OPTIONS)
+@kernel(**_OPTIONS)
 def trials(start, stop, before, best, keys, generation, first, mutation, threshold, random_base, out):  # type: ignore[no-untyped-def]
     """Mutation, crossover and repair, as of `workers.attacks.de.trials`.
 
@@ -61,7 +61,7 @@ def trials(start, stop, before, best, keys, generation, first, mutation, thresho
             out[image, number, gene] = value
 
 
-@njit(**_OPTIONS)
+@kernel(**_OPTIONS)
 def adopt(start, stop, made, scores, slots, first, population, fitness):  # type: ignore[no-untyped-def]
     """Puts the trials that are no worse in their parents' places, as of `workers.attacks.de.adopt`."""
     count = made.shape[1]
@@ -72,7 +72,7 @@ def adopt(start, stop, made, scores, slots, first, population, fitness):  # type
             population[slot, first + number] = made[at // count, number]
 
 
-@njit(**_OPTIONS)
+@kernel(**_OPTIONS)
 def strata_keys(keys, out):  # type: ignore[no-untyped-def]
     """A word for each gene with the individual's number behind it: int64 ``[b, genes, population]``, to be sorted."""
     images, genes, population = out.shape
@@ -84,7 +84,7 @@ def strata_keys(keys, out):  # type: ignore[no-untyped-def]
                     out[image, gene, individual] = (words[gene % 4] >> 1) << 32 | individual
 
 
-@njit(**_OPTIONS)
+@kernel(**_OPTIONS)
 def latin(ranked, keys, out):  # type: ignore[no-untyped-def]
     """The first population from the sorted `strata_keys`, as of `workers.attacks.de.first_population`."""
     images, population, genes = out.shape
@@ -99,7 +99,7 @@ def latin(ranked, keys, out):  # type: ignore[no-untyped-def]
                     out[image, individual, gene] = min((stratum + within) * share, top)
 
 
-@njit(**_OPTIONS)
+@kernel(**_OPTIONS)
 def phenotype(start, stop, individuals, height, width, position, levels):  # type: ignore[no-untyped-def]
     """Floors genes ``[n, k·(2 + C)]`` into ``position`` and ``levels``, as of `workers.attacks.de.phenotype`."""
     pixels, channels = levels.shape[1:]

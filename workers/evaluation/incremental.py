@@ -39,11 +39,15 @@ class IncrementalEvaluator:
         chain: the model.
         shape: ``(C, H, W)`` of its images.
         threads: threads that candidates are spread over.
+
+    Attributes:
+        multiply_adds: executed so far; of channels and sites that a ReLU keeps still, few or none.
     """
 
     def __init__(self, chain: Chain, shape: tuple[int, int, int], *, threads: int = 1) -> None:
         self._chain, self._shape, self._threads = chain, shape, threads
         self._network, self._classes = _flatten(chain, shape)
+        self.multiply_adds = 0
         self._scratch: list[Scratch] = []
         self._operations: dict[int, float] = {}
         self._executor: tuple[int, ThreadPoolExecutor] | None = None
@@ -94,16 +98,14 @@ class IncrementalEvaluator:
             while len(self._scratch) < self._threads:
                 self._scratch.append(self._room())
 
-            def run(thread: int) -> None:
-                evaluate(
+            def run(thread: int) -> int:
+                return evaluate(
                     self._network, state, self._scratch[thread], order, owner, position, levels,
                     thread, self._threads, out,
                 )  # fmt: skip
 
-            if self._threads == 1:
-                run(0)
-            else:
-                list(self._pool().map(run, range(self._threads)))
+            done = map(run, range(1)) if self._threads == 1 else self._pool().map(run, range(self._threads))
+            self.multiply_adds += sum(done)
         return out
 
     @property
@@ -139,16 +141,15 @@ class IncrementalEvaluator:
 
     def _room(self) -> Scratch:
         layers = self._network.layers
-        pixels = self._shape[1] * self._shape[2]
+        channels, pixels = self._shape[0], self._shape[1] * self._shape[2]
+        outputs = int(layers[:, OUT].max())
         entries = GROUP * max(pixels, int(layers[:, SITES].max()))
-        # A row for each entry, and some that what fills a last four up is pushed into.
-        floats = ROWS * int(layers[:, OUT].max())
-        floats += GROUP * max(pixels * self._shape[0], int((layers[:, SITES] * layers[:, OUT]).max()))
-        pushes = GROUP * int((layers[:, SITES] * layers[:, TAPS]).max())  # into each tap one for each output site
-        widest = max(self._shape[0], int(layers[:, OUT].max()))
+        floats = GROUP * max(pixels * channels, int((layers[:, SITES] * layers[:, OUT]).max()))
+        floats = _padded(floats + ROWS * outputs)  # what fills up a push of ROWS goes behind the entries
+        pushes = int(((GROUP * layers[:, SITES] + ROWS) * layers[:, TAPS]).max())
         return Scratch(
-            rows=_aligned(np.zeros((2, _padded(floats)), np.float32)),
-            moved=_aligned(np.zeros((2, _padded(floats)), np.uint16)),
+            rows=_aligned(np.zeros((2, floats), np.float32)),
+            moved=np.zeros((2, floats), np.uint32),
             count=np.zeros((2, entries), np.int64),
             site=np.zeros((2, entries), np.int64),
             clean=np.zeros(entries, np.int64),
@@ -160,9 +161,9 @@ class IncrementalEvaluator:
             end=np.zeros(int(layers[:, TAPS].max()), np.int64),
             source=np.zeros(pushes, np.int64),
             target=np.zeros(pushes, np.int64),
-            all=np.arange(widest, dtype=np.uint16),
-            four=np.zeros((2, ROWS), np.int64),
-            total=np.zeros(widest, np.float32),
+            chosen=np.zeros((2, ROWS), np.int64),
+            every=np.arange(max(channels, outputs), dtype=np.uint32),
+            total=np.zeros(outputs, np.float32),
         )
 
 

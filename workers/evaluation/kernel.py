@@ -7,8 +7,9 @@ not make negative ones count from the end.
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
-from workers.compiled import njit
+from workers.compiled import kernel
 from workers.evaluation.vectors import COLUMNS, LANES, ROWS, copy, make_push, relu_change
 
 __all__ = ["GROUP", "IN", "OUT", "SITES", "TABLE", "TAPS", "WEIGHTS", "CleanState", "Network", "Scratch", "evaluate"]
@@ -64,22 +65,21 @@ class Scratch(NamedTuple):
     """One thread's room.
 
     A tile is some candidates of a group that change the same pixels of the same image, so that they touch the same
-    sites. A touched site of a tile is an entry, and has a row for each of the candidates; all tiles of a group have
-    as many rows. The entries of a layer's input and output take turns in two places.
+    sites. A touched site of a tile is an entry, and has a row for each of the tile's candidates; the tiles of a
+    group have equally many. The entries of a layer's input and output take turns in two places.
 
     Attributes:
         rows: float32 ``[2, entry·row·channel]``, by how much activations move; pre-activations while they are summed.
-        moved: uint16 ``[2, entry·channel]``, the channels that move in any row.
-        count: int64 ``[2, entry]``, how many they are.
-        site: int64 ``[2, entry]``.
+        moved: uint32 ``[2, entry·channel]``, the channels that move in any row.
+        count, site: int64 ``[2, entry]``, how many they are, and where.
         clean: int64 ``[entry]``, where an entry's clean pre-activations begin.
         slot: int64 ``[site]``, the entry of a touched site, −1 of others.
-        begin, first, size, image: int64 ``[tile]``, the first entry, the first candidate, how many, their image.
+        begin, first, size, image: int64 ``[tile]``, the first entry; the first candidate, how many, their image.
         end: int64 ``[tap]``, where the list of pushes through each tap of the kernel ends.
         source, target: int64 ``[tap, push]``, from and to which entries.
-        all: uint16 ``[channel]``, 0, 1, …
-        four: int64 ``[2, ROWS]``, from and to which rows a tile is pushed.
-        total: float32 ``[channel]``, by how much each moves in all rows.
+        chosen: int64 ``[2, ROWS]``, from and to which rows of a tile.
+        every: uint32 ``[channel]``, 0, 1, …
+        total: float32 ``[channel]``, by how much each channel of an entry moves in all rows.
     """
 
     rows: np.ndarray
@@ -95,8 +95,8 @@ class Scratch(NamedTuple):
     end: np.ndarray
     source: np.ndarray
     target: np.ndarray
-    all: np.ndarray
-    four: np.ndarray
+    chosen: np.ndarray
+    every: np.ndarray
     total: np.ndarray
 
 
@@ -164,7 +164,7 @@ def _change_pixels(network, state, work, order, position, levels, start, size, r
                 level = levels[_U(order[start + min(r, size - _U(1))]), j, c]
                 v[(entries * rows + r) * channels + c] = network.values[c, level] - network.values[c, was]
                 moves |= level != was
-            moved[entries * channels + n] = np.uint16(c)
+            moved[entries * channels + n] = np.uint32(c)
             n += _U(moves)
         count[entries], site[entries] = n, pixel
         entries += _U(1)
@@ -174,12 +174,12 @@ def _change_pixels(network, state, work, order, position, levels, start, size, r
 @njit(**_INLINE)
 def _touch(network, state, work, layer, now, tiles):
     """Makes entries of a layer's touched output sites, and lists the pushes into them by tap."""
-    outputs, last = _U(network.layers[layer, OUT]), layer == network.layers.shape[0] - 1
-    table, kernel = _U(network.layers[layer, TABLE]), _U(network.layers[layer, TAPS])
-    map_size, room = _U(network.layers[layer, SITES]) * outputs, _U(network.layers[layer, SITES]) * _U(GROUP)
+    layers, starts, pairs = network.layers, network.starts, network.pairs
+    outputs, kernel, last = _U(layers[layer, OUT]), _U(layers[layer, TAPS]), layer == layers.shape[0] - 1
+    table, map_size, room = _U(layers[layer, TABLE]), _U(layers[layer, SITES]) * outputs, _room(layers, layer)
     count, site, places, clean = work.count[now], work.site[now], work.site[1 - now], work.clean
     begin, slot, end, source, target = work.begin, work.slot, work.end, work.source, work.target
-    starts, pairs, entries = network.starts, network.pairs, _U(0)
+    entries = _U(0)
     for t in range(kernel):
         end[t] = t * room
     for tile in range(tiles):
@@ -210,70 +210,39 @@ def _touch(network, state, work, layer, now, tiles):
 
 
 @njit(**_INLINE)
+def _room(layers, layer):
+    """The most pushes through a tap, one into each output site, and some that fill up the last ROWS."""
+    return _U(layers[layer, SITES]) * _U(GROUP) + _U(ROWS)
+
+
+@njit(**_INLINE)
 def _sum(network, state, work, layer, now, rows, entries):
-    """Adds all pushes to the clean pre-activations of the entries; returns the number of multiply-adds."""
-    outputs, inputs = _U(network.layers[layer, OUT]), _U(network.layers[layer, IN])
-    kernel, room = _U(network.layers[layer, TAPS]), _U(network.layers[layer, SITES]) * _U(GROUP)
-    v, z, moved, count, clean, before = (
-        work.rows[now],
-        work.rows[1 - now],
-        work.moved[now],
-        work.count[now],
-        work.clean,
-        state.before,
-    )
-    source, target, weights, w, terms = (
-        work.source,
-        work.target,
-        network.weights,
-        _U(network.layers[layer, WEIGHTS]),
-        _U(0),
-    )
+    """Adds the pushes to the clean pre-activations of the entries; returns the number of multiply-adds."""
+    layers, weights, w = network.layers, network.weights, _U(network.layers[layer, WEIGHTS])
+    outputs, inputs, room = _U(layers[layer, OUT]), _U(layers[layer, IN]), _room(layers, layer)
+    v, z, moved, count, every = work.rows[now], work.rows[1 - now], work.moved[now], work.count[now], work.every
+    source, target, row, row_to, terms = work.source, work.target, work.chosen[0], work.chosen[1], _U(0)
     for e in range(entries):
         for r in range(rows):
             for c in range(_U(0), outputs, _U(LANES)):
-                copy(z, (e * rows + r) * outputs + c, before, _U(clean[e]) + c)
-    for t in range(kernel):  # tap by tap, so that its weights stay in the cache
-        q, end = t * room, _U(work.end[t])
-        if rows == _U(1):
-            terms += (end - q) * inputs
-            while end - q >= _U(ROWS):
-                _push_columns(z, target, v, source, q, inputs, outputs, work.all, _U(0), inputs, weights, w, _U(0))
-                q += _U(ROWS)
-            if q < end:  # filled up with pushes into rows that nobody reads
-                for r in range(_U(ROWS)):
-                    there = q + r < end
-                    work.four[0, r], work.four[1, r] = (
-                        source[q + r] if there else 0,
-                        target[q + r] if there else entries + r,
-                    )
-                _push_columns(
-                    z, work.four[1], v, work.four[0], _U(0), inputs, outputs, work.all, _U(0), inputs, weights, w, _U(0)
-                )
+                copy(z, (e * rows + r) * outputs + c, state.before, _U(work.clean[e]) + c)
+    for t in range(_U(layers[layer, TAPS])):  # tap by tap, so that its weights stay in the cache
+        begin, end = t * room, _U(work.end[t])
+        if rows == _U(1):  # any pushes together, with all channels: hardly one moves in none of four rows
+            terms += (end - begin) * inputs
+            for q in range(end, end + _U(ROWS - 1)):  # what fills up the last ones goes where nobody reads
+                source[q], target[q] = source[begin], entries + q - end
+            for q in range(begin, end, _U(ROWS)):
+                _push_columns(z, target, v, source, q, inputs, outputs, every, _U(0), inputs, weights, w, _U(0))
         else:
-            while q < end:
+            for q in range(begin, end):
                 e, d = _U(source[q]), _U(target[q])
                 n = _U(count[e])
+                terms += n * rows
                 for first in range(_U(0), rows, _U(ROWS)):
                     for r in range(_U(ROWS)):
-                        work.four[0, r], work.four[1, r] = e * rows + first + r, d * rows + first + r
-                    _push_columns(
-                        z,
-                        work.four[1],
-                        v,
-                        work.four[0],
-                        _U(0),
-                        inputs,
-                        outputs,
-                        moved,
-                        e * inputs,
-                        n,
-                        weights,
-                        w,
-                        _U(0),
-                    )
-                terms += n * rows
-                q += _U(1)
+                        row[r], row_to[r] = e * rows + first + r, d * rows + first + r
+                    _push_columns(z, row_to, v, row, _U(0), inputs, outputs, moved, e * inputs, n, weights, w, _U(0))
         w += inputs * outputs
     return terms * outputs
 
@@ -281,42 +250,42 @@ def _sum(network, state, work, layer, now, rows, entries):
 @njit(**_INLINE)
 def _rectify(network, state, work, layer, then, rows, entries):
     """Makes of the entries' pre-activations by how much the ReLU moves them, and lists the channels that move."""
-    outputs, z, moved, count = _U(network.layers[layer, OUT]), work.rows[then], work.moved[then], work.count[then]
+    outputs, z, total = _U(network.layers[layer, OUT]), work.rows[then], work.total
+    moved, count = work.moved[then], work.count[then]
     for e in range(entries):
-        clean, n = _U(work.clean[e]), _U(0)
-        if rows == _U(1):
-            for c in range(_U(0), outputs, _U(LANES)):
-                n += relu_change(z, e * outputs + c, outputs, _U(1), state.before, clean + c, work.total, c)
-        else:
-            for c in range(_U(0), outputs, _U(LANES)):
-                if relu_change(z, e * rows * outputs + c, outputs, rows, state.before, clean + c, work.total, c):
-                    for lane in range(_U(LANES)):
-                        moved[e * outputs + n] = np.uint16(c + lane)
-                        n += _U(work.total[c + lane] > np.float32(0))
+        n, clean = _U(0), _U(work.clean[e])
+        for c in range(_U(0), outputs, _U(LANES)):
+            moves = relu_change(z, e * rows * outputs + c, outputs, rows, state.before, clean + c, total, c)
+            if rows == _U(1):
+                n += moves  # that any channel does is all that is asked
+            elif moves:
+                for channel in range(c, c + _U(LANES)):
+                    moved[e * outputs + n] = np.uint32(channel)
+                    n += _U(total[channel] != np.float32(0))
         count[e] = n
 
 
-@njit(**_OPTIONS, cache=True)
+@kernel(**_OPTIONS)
 def evaluate(network, state, work, order, owner, position, levels, thread, threads, out):
     """Evaluates a thread's blocks of candidates, which come in ``order``; the logits go to ``out``.
 
     A candidate's sums are taken in the order of the kernel's taps and of the channels, so that its bits do not
     depend on what else is in its tile or group. Returns the number of multiply-adds.
     """
-    one, depth, total, operations = _U(1), network.layers.shape[0], _U(order.shape[0]), _U(0)
+    depth, total, operations = network.layers.shape[0], _U(order.shape[0]), _U(0)
     width = _U(network.layers[depth - 1, OUT])
     for block in range(_U(thread), (total + _U(BLOCK - 1)) // _U(BLOCK), _U(threads)):
-        start, stop = block * _U(BLOCK), min((block + one) * _U(BLOCK), total)
+        start, stop = block * _U(BLOCK), min((block + _U(1)) * _U(BLOCK), total)
         while start < stop:
             alike, tiles, entries = _alike(owner, position, order, start, stop), _U(0), _U(0)
             rows = _rows(alike)
-            while start < stop and _rows(alike) == rows and (tiles + one) * rows <= _U(GROUP):
-                size, image = min(alike, rows), owner[_U(order[start])]
+            while start < stop and _rows(alike) == rows and (tiles + _U(1)) * rows <= _U(GROUP):
+                size, image = min(alike, rows), _U(owner[_U(order[start])])
                 work.begin[tiles], work.first[tiles], work.size[tiles], work.image[tiles] = entries, start, size, image
                 entries = _change_pixels(
-                    network, state, work, order, position, levels, start, size, rows, _U(image), entries
+                    network, state, work, order, position, levels, start, size, rows, image, entries
                 )
-                tiles += one
+                tiles += _U(1)
                 start += size
                 if start < stop:
                     alike = _alike(owner, position, order, start, stop)

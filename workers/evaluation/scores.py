@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from workers import compiled
-from workers.compiled import njit
+from workers.compiled import kernel
 
 __all__ = ["lead", "log_odds", "slack"]
 
@@ -43,7 +43,7 @@ def slack(logits: Tensor) -> Tensor:
     return torch.from_numpy(found)
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         best = np.float32(-np.inf)
@@ -53,7 +53,7 @@ def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
         found[i] = logits[i, chosen[i]] - best
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def _log_odds(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     _lead(start, stop, logits, chosen, found)
     for i in range(start, stop):
@@ -65,7 +65,7 @@ def _log_odds(start, stop, logits, chosen, found):  # type: ignore[no-untyped-de
         found[i] -= np.log(total)
 
 
-@njit(nogil=True, cache=True)
+@kernel(nogil=True)
 def _slack(start, stop, logits, found):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         largest = np.float32(1)
