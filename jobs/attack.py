@@ -6,13 +6,13 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from jobs.examples import examples
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, Attack
-from workers.errors import WrongInput
+from workers.errors import WrongInput, first_problem
 from workers.results import Status
 
 __all__ = ["app"]
@@ -41,7 +41,8 @@ def _flags(kind: type[Attack]) -> type[BaseModel]:
     known = kind.model_fields[kind.BUDGET]
     default = Field(
         None if known.default is None else str(known.default),
-        description=f"{known.description} Several, as 1,2,3, are searched in one run.",
+        description=f"{known.description} Several, as {'1,3,5' if known.annotation is int else '0.1,0.2'}, "
+        "are searched in one run.",
     )
     fields: dict[str, Any] = {
         name: (field.annotation, Field(field.default, description=field.description))
@@ -77,7 +78,8 @@ def _command(kind: type[Attack]) -> Any:
         print(f"results in {out}; check them with: brittle verify {out}")
         return 1 if any(summary.counts.get(Status.FAILED) for summary in summaries) else 0
 
-    run.__annotations__["attack"] = Annotated[_flags(kind), Parameter(name="*", group=_PARAMETERS)]
+    shown = Parameter(name="*", group=_PARAMETERS) if kind.model_fields else Parameter(parse=False)
+    run.__annotations__["attack"] = Annotated[_flags(kind), shown]
     run.__doc__ = f"""{kind.__doc__}
 
     Args:
@@ -88,7 +90,9 @@ def _command(kind: type[Attack]) -> Any:
 
 for _name, _kind in ATTACKS.items():
     _example = f"brittle attack {_name} --model MODEL --data mnist --correct --limit 100 --out RUN"
-    app.command(_command(_kind), name=_name, help_epilogue=examples(_example))
+    _more = {"epsilon": ["--epsilon 0.05,0.1,0.2"], "pixels": ["--pixels 1,3,5"]}.get(_kind.BUDGET or "", [])
+    _more += ["--target random --seed 1"]
+    app.command(_command(_kind), name=_name, help_epilogue=examples(_example, *(f"{_example} {x}" for x in _more)))
 
 
 @app.default
@@ -107,7 +111,9 @@ def from_file(
     try:
         return int(app(_tokens(path, list(flags)), exit_on_error=False, print_error=False) or 0)
     except CycloptsError as error:
-        raise WrongInput(f"{path}: {' '.join(str(error).split())}") from error
+        cause = error.__cause__
+        said = first_problem(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
+        raise WrongInput(f"{path}: {said}") from error
 
 
 def _tokens(path: Path, flags: list[str]) -> list[str]:

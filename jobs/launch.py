@@ -267,7 +267,7 @@ class _Launch:
         searched = successes = failed = queries = 0
         seconds = 0.0
         try:
-            with progress(total, title) as bar:
+            with progress(total, title, "rows") as bar:
                 for event in run_shards(pool, waiting, load):
                     if event is None:
                         bar.advance(0)

@@ -50,7 +50,7 @@ class Progress:
     def _line(self) -> None:
         self._said = time.monotonic()
         elapsed = self._said - self._started
-        left = f"{elapsed / self._done * (self._total - self._done):.0f} s left" if self._done else "starting"
+        left = f"{elapsed / self._done * (self._total - self._done):.0f} s left" if self._done else "none done yet"
         if self._done >= self._total:
             left = f"{elapsed:.0f} s"
         parts = [f"{self._done}/{self._total} {self._unit}", self._figures, left]

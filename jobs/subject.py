@@ -124,7 +124,8 @@ def numbers(text: str, kind: type[Any], flag: str) -> tuple[Any, ...]:
     try:
         values = tuple(kind(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        raise WrongInput(f"{flag}: expected numbers separated by commas, got {text!r}") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise WrongInput(f"{flag}: expected {what} separated by commas, got {text!r}") from None
     if any(value != value or abs(value) == float("inf") for value in values):
         raise WrongInput(f"{flag}: expected finite numbers, got {text!r}")
     return values

@@ -50,8 +50,7 @@ class RunView:
     @property
     def parameters(self) -> str:
         """Every parameter that is set, as flags."""
-        values = self.attack.model_dump()
-        return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in values.items() if value is not None)
+        return " ".join(_flag(name.replace("_", "-"), value) for name, value in self.attack.model_dump().items())
 
 
 @dataclass(frozen=True)
@@ -121,6 +120,12 @@ def _environment() -> Environment:
     )
     environment.filters |= {"percent": _percent, "interval": _interval, "number": _number, "count": _count}
     return environment
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return "" if value is None else f"--{name} {value}"
 
 
 def _percent(value: float | None) -> str:

@@ -62,8 +62,10 @@ class Attack(BaseModel):
         """
         if cls.BUDGET is None or not isinstance(values := parameters.get(cls.BUDGET), list | tuple):
             return (cls(**parameters),)
-        if not values or len(set(values)) != len(values):
-            raise WrongInput(f"--{cls.BUDGET}: expected different values, got {', '.join(map(str, values)) or 'none'}")
+        if not values:
+            raise WrongInput(f"--{cls.BUDGET}: expected a value at least, got none")
+        if len(set(values)) != len(values):
+            raise WrongInput(f"--{cls.BUDGET}: expected different values, got {', '.join(map(str, values))}")
         return tuple(cls(**{**parameters, cls.BUDGET: value}) for value in sorted(values))
 
     @staticmethod

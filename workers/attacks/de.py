@@ -39,11 +39,11 @@ class DifferentialEvolution(FewPixelAttack):
     The probability is minimised by its log-odds: the same order, without the ties of what rounds to 1. F and CR
     that adapt themselves (jDE, SHADE) found less at k = 3 and 5 than best/1/bin (``benchmarks/de.py``): none is here.
 
-    Of each image searched at a time (at most `IMAGES`, and `STATE` genes in all, but at least one) the
+    Of each image searched at a time (at most 1024, and 256 MB of genes in all, but at least one) the
     population, float32 ``[population, k·(2 + C)]``, and its fitness, float32 ``[population]``, are kept: 80 kB
-    for one grey pixel and population 5000. All else is made for `CHUNK` individuals, or one image's, at a time.
-    Every draw is a function of the image's key, the generation and the individual (`workers.draws`). A
-    generation asks the device once, for which images are left.
+    for one grey pixel and population 5000. All else is made for 16,384 individuals, or one image's, at a time.
+    Every draw is a function of the image's key, the generation and the individual. A generation asks the device
+    once, for which images are left.
     """
 
     NAME: ClassVar[str] = "de"

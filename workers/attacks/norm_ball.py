@@ -30,7 +30,11 @@ class NormBallAttack(Attack):
 
     BUDGET: ClassVar[str | None] = "epsilon"
 
-    epsilon: float = Field(0.1, ge=1 / 255, description="ε, the radius of the ball, for pixels in [0, 1].")
+    epsilon: float = Field(
+        0.1,
+        ge=1 / 255,
+        description="ε, the radius of the ball, for pixels in [0, 1]; 1/255 (a level) at least, with linf 1 at most.",
+    )
     norm: Norm = Field("linf", description="Norm of the ball: linf (largest change) or l2 (Euclidean length).")
 
     @model_validator(mode="after")

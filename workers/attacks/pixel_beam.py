@@ -55,7 +55,7 @@ class PixelBeam(FewPixelAttack):
         if self.levels == "all" and shape[0] != 1:
             raise WrongInput(f"--levels: all goes with grey images, these have {shape[0]} channels")
         if 0 < self.candidates < self.pixels:
-            raise WrongInput(f"--candidates: {self.pixels} pixels are chosen from them, got {self.candidates}")
+            raise WrongInput(f"--candidates: must be at least --pixels ({self.pixels}) or 0, got {self.candidates}")
         return super().check(shape, classes)
 
     def _search(self, batch: "Batch") -> None:
