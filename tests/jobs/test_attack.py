@@ -259,7 +259,7 @@ def test_yaml_is_the_flags_and_flags_override(
     assert rows(tmp_path / "from-yaml") == rows(small_run)
     frozen = json.loads((tmp_path / "from-yaml" / "run.json").read_text())["frozen"]
     assert (frozen["limit"], frozen["parameters"]["epsilon"]) == (40, 0.15)
-    assert "fgsm untargeted: success" in capsys.readouterr().out
+    assert "fgsm --epsilon 0.15 untargeted: success" in capsys.readouterr().out
 
 
 def test_targets_of_every_kind(mnist_folder: Path, tmp_path: Path) -> None:
