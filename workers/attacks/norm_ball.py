@@ -1,4 +1,4 @@
-"""What searches within an L∞ or L2 ball share: ε, the geometry of the ball, and rounding that stays inside it.
+"""What searches within an L∞ or L2 ball share: ε, the loss, the geometry of the ball, rounding that stays inside it.
 
 Iterates are float32 levels (0 to 255), so that clean images and L∞ bounds are whole numbers.
 """
@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
+from workers.losses import Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,11 +37,16 @@ class NormBallAttack(Attack):
         description="ε, the radius of the ball, for pixels in [0, 1]; 1/255 (a level) at least, with linf 1 at most.",
     )
     norm: Norm = Field("linf", description="Norm of the ball: linf (largest change) or l2 (Euclidean length).")
+    loss: Loss = Field("ce", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
         if self.norm == "linf" and self.epsilon > 1:
             raise WrongInput(f"--epsilon: must be at most 1 with --norm linf, got {self.epsilon}")
+        return self
+
+    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
+        enough_classes(self.loss, classes)
         return self
 
     @property

@@ -1,11 +1,10 @@
 """Projected gradient descent."""
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from workers.attacks.norm_ball import NormBallAttack, enough_classes
-from workers.losses import Loss
+from workers.attacks.norm_ball import NormBallAttack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,11 +32,6 @@ class PGD(NormBallAttack):
     steps: int = Field(40, ge=1, le=1_000_000, description="Steps of a run.")
     step_size: float | None = Field(None, gt=0, description="Size of a step, in the norm; 2.5·ε/steps when absent.")
     restarts: int = Field(1, ge=1, description="Most runs, each from a random start of its own.")
-    loss: Loss = Field("ce", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
-
-    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
-        enough_classes(self.loss, classes)
-        return self
 
     def _search(self, batch: "Batch") -> None:
         streams, rows = batch.draws(batch.all_rows), batch.all_rows

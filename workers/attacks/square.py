@@ -1,12 +1,12 @@
 """Square attack: random search that needs the logits alone."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from workers.attacks.norm_ball import NormBallAttack, enough_classes, lengths
+from workers.attacks.norm_ball import NormBallAttack, lengths
 from workers.losses import Loss
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ class Square(NormBallAttack):
     max_queries: int = Field(5000, ge=1, description="Most queries an image.")
     p_init: float = Field(0.8, gt=0, le=1, description="p, the share of the pixels that the first squares cover.")
     loss: Loss = Field("margin", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
-
-    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
-        enough_classes(self.loss, classes)
-        return self
 
     @property
     def shard_size(self) -> int:
