@@ -15,7 +15,7 @@ from numba.extending import register_jitable as jitable
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["jitable", "kernel", "on_host", "spread"]
+__all__ = ["jitable", "kernel", "on_host", "pool", "spread"]
 
 _SOURCES = [
     Path(__file__).parent / name
@@ -86,6 +86,14 @@ GRAIN = 4096
 _POOLS: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
+def pool(threads: int) -> ThreadPoolExecutor:
+    """This process's pool of so many threads for kernels that run without the GIL."""
+    key = os.getpid(), threads  # a forked child has no threads of its parent's
+    if key not in _POOLS:
+        _POOLS[key] = ThreadPoolExecutor(threads)
+    return _POOLS[key]
+
+
 def spread(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
     """Calls ``kernel(start, stop, *arguments)`` for parts of ``count`` items, on as many threads as torch uses.
 
@@ -97,8 +105,5 @@ def spread(kernel: Callable[..., None], count: int, *arguments: Any) -> None:
     if threads <= 1:
         kernel(0, count, *arguments)
         return
-    pool = os.getpid(), threads  # a forked child has no threads of its parent's
-    if pool not in _POOLS:
-        _POOLS[pool] = ThreadPoolExecutor(threads)
     bounds = [count * part // threads for part in range(threads + 1)]
-    list(_POOLS[pool].map(lambda part: kernel(bounds[part], bounds[part + 1], *arguments), range(threads)))
+    list(pool(threads).map(lambda part: kernel(bounds[part], bounds[part + 1], *arguments), range(threads)))

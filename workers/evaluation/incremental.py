@@ -1,12 +1,11 @@
 """Exact few-pixel evaluation: only what a changed pixel touches is computed again."""
 
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 
+from workers.compiled import pool
 from workers.evaluation.chain import Chain, Layer
 from workers.evaluation.kernel import (
     GROUP,
@@ -50,7 +49,6 @@ class IncrementalEvaluator:
         self.multiply_adds = 0
         self._scratch: list[Scratch] = []
         self._operations: dict[int, float] = {}
-        self._executor: tuple[int, ThreadPoolExecutor] | None = None
         self._lock = threading.Lock()  # the scratch is shared, and the kernel runs without the GIL
 
     def clean_state(self, images: torch.Tensor, *, block: int = 16) -> CleanState:
@@ -104,7 +102,7 @@ class IncrementalEvaluator:
                     thread, self._threads, out,
                 )  # fmt: skip
 
-            done = map(run, range(1)) if self._threads == 1 else self._pool().map(run, range(self._threads))
+            done = map(run, range(1)) if self._threads == 1 else pool(self._threads).map(run, range(self._threads))
             self.multiply_adds += sum(done)
         return out
 
@@ -133,11 +131,6 @@ class IncrementalEvaluator:
             total += len(touched) * int(inputs) * int(outputs)
             sites = np.unique(touched)
         return total
-
-    def _pool(self) -> ThreadPoolExecutor:
-        if self._executor is None or self._executor[0] != os.getpid():  # a forked child has no threads of its parent's
-            self._executor = os.getpid(), ThreadPoolExecutor(self._threads)
-        return self._executor[1]
 
     def _room(self) -> Scratch:
         layers = self._network.layers
