@@ -1,8 +1,8 @@
-"""The pool of search actors: created once, used by one search after another."""
+"""The pool of search actors: used by one search after another, smaller or larger as the cluster is."""
 
-import secrets
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +15,12 @@ from workers.errors import WrongInput
 if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
 
-__all__ = ["Resources", "SearchPool", "start_pool"]
+__all__ = ["Resources", "SearchPool"]
 
-WAIT_SECONDS = 10.0
+SAY_SECONDS = 10.0
+GROW_SECONDS = 5.0
+SETTLE_SECONDS = 5.0
+"""How long the start waits for other actors after the first: enough for those of one machine to be there too."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,16 @@ class Resources:
     """How many actors, and what each is given.
 
     Attributes:
-        workers: actors; None fills the cluster.
+        workers: actors; None fills the cluster, whatever joins it later included.
         cpus: processors for each, which is also torch's threads.
         gpus: GPUs for each, fractions allowed; None means one where the cluster has any.
+        patience: seconds that a search goes on without any worker.
     """
 
     workers: int | None = None
     cpus: float = 1
     gpus: float | None = None
+    patience: float = 300
 
     @property
     def threads(self) -> int:
@@ -40,19 +45,97 @@ class Resources:
         return max(1, int(self.cpus))
 
 
-@dataclass(frozen=True)
 class SearchPool:
-    """Actors that answer, all on the same kind of device.
+    """Actors that have been asked for; some may not run yet, or run again after a death.
 
-    Attributes:
-        actors: handles of `SearchActor`.
-        device: ``cpu`` or ``cuda``.
-        gpus: of each actor.
+    Args:
+        session: where.
+        resources: how many, and what each is given.
+        say: called with a line for the user.
+
+    Raises:
+        WrongInput: when the session's own machine cannot hold them.
     """
 
-    actors: tuple[Any, ...]
-    device: str
-    gpus: float
+    def __init__(self, session: Session, resources: Resources, say: Callable[[str], None] = lambda line: None) -> None:
+        import ray
+
+        self.session, self.resources, self.say = session, resources, say
+        self.gpus = resources.gpus if resources.gpus is not None else float(session.gpus > 0)
+        if session.local and self.gpus > session.gpus:
+            raise WrongInput(f"--gpus-per-worker {self.gpus:g}: this machine has {session.gpus:g} GPUs")
+        if session.local and resources.cpus > session.cpus:
+            raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
+        room = self._room(session.cpus, session.gpus)
+        wanted = resources.workers or max(1, room)
+        if session.local and wanted > room:
+            raise WrongInput(f"--workers {wanted}: this machine has room for {room} of this size")
+        # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
+        options = {"num_cpus": resources.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": 0}
+        self._remote = ray.remote(**options)(_actor_class())
+        self._made, self._looked = 0, time.monotonic()
+        self.actors: list[Any] = []
+        self.device = ""
+        """``cpu`` or ``cuda``: what the first actor that answered computes on."""
+        self._create(wanted)
+
+    def start(self) -> None:
+        """Waits until an actor runs, and a little longer for those that start at the same time.
+
+        Raises:
+            WrongInput: when no node of the cluster can hold such an actor in the time that resources allow.
+            RuntimeError: when no actor can be started.
+        """
+        import ray
+
+        pings = {actor.device.options(max_task_retries=-1).remote(): actor for actor in self.actors}
+        begun = said = time.monotonic()
+        first = None
+        while pings:
+            ready, _ = ray.wait(list(pings), num_returns=len(pings), timeout=0.5)
+            now = time.monotonic()
+            for reference in ready:
+                actor = pings.pop(reference)
+                try:
+                    device = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    self.drop(actor)
+                    reason = " ".join(str(error).split())[:500]
+                    if not self.actors:
+                        raise RuntimeError(f"a worker could not be started: {reason}") from None
+                    self.say(f"a worker could not be started: {reason}")
+                else:
+                    self.device = self.device or device
+                    first = first or now
+            if first and now - first > SETTLE_SECONDS:
+                return
+            if not first and now - begun > self.resources.patience:
+                self.stop()
+                raise WrongInput(
+                    f"no worker could start within {self.resources.patience:g} s (--worker-timeout): each needs "
+                    f"{self.resources.cpus:g} CPUs and {self.gpus:g} GPUs; the cluster has {self._having()}"
+                )
+            if pings and now - said > SAY_SECONDS:
+                said = now
+                self.say(f"waiting for workers: {len(self.actors) - len(pings)} of {len(self.actors)} answer")
+
+    def grow(self) -> list[Any]:
+        """Asks for more actors when the pool fills the cluster and that has grown; returns the new ones."""
+        now = time.monotonic()
+        if self.resources.workers or self.session.local or now - self._looked < GROW_SECONDS:
+            return []
+        import ray
+
+        self._looked = now
+        has = ray.cluster_resources()
+        return self._create(self._room(has.get("CPU", 0), has.get("GPU", 0)) - len(self.actors))
+
+    def drop(self, actor: Any) -> None:
+        """Ends an actor for good."""
+        import ray
+
+        ray.kill(actor)
+        self.actors.remove(actor)
 
     def share(self, model: "ModelRecipe") -> SharedModel:
         """Puts a model once into the object store, for every actor to build."""
@@ -61,89 +144,37 @@ class SearchPool:
         return SharedModel(model.content_hash, [ray.put(model)])
 
     def fitting_batch(self, model: SharedModel, shape: tuple[int, int, int], block: int) -> int:
-        """The batch that fits every actor's GPU."""
+        """The batch that fits the GPU of every actor that runs now."""
         import ray
 
-        return int(min(ray.get([a.fitting_batch.remote(model, shape, block, self.gpus) for a in self.actors])))
-
-    def probe(self, folder: Path) -> None:
-        """Makes sure that what each actor writes into a folder is what the driver reads there.
-
-        Raises:
-            WrongInput: when the folder is not one that driver and actors share.
-        """
-        import ray
-
-        for number, actor in enumerate(self.actors):
-            path, token = folder / f".probe-{number}.tmp", secrets.token_hex(8)
-            try:
-                ray.get(actor.probe.remote(path, token))
-                seen = path.read_text()
-            except (OSError, ray.exceptions.RayTaskError) as error:
-                raise WrongInput(
-                    f"--out {folder.parent}: not a folder that workers and driver share: {error}"
-                ) from None
-            if seen != token:
-                raise WrongInput(f"--out {folder.parent}: a worker writes to a folder of another machine")
-            path.unlink()
+        asked = [actor.fitting_batch.remote(model, shape, block, self.gpus) for actor in self.actors]
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)
+        ready, _ = (ready, None) if ready else ray.wait(asked, num_returns=1)
+        return int(min(ray.get(ready)))
 
     def stop(self) -> None:
         """Ends the actors, whatever they are doing."""
+        for actor in list(self.actors):
+            self.drop(actor)
+
+    def _create(self, count: int) -> list[Any]:
+        names = range(self._made, self._made + max(0, count))
+        made = [self._remote.remote(_ROOT, self.resources.threads, f"worker-{number}") for number in names]
+        self._made += len(made)
+        self.actors += made
+        return made
+
+    def _room(self, cpus: float, gpus: float) -> int:
+        """How many actors fit into so many processors and GPUs."""
+        room = cpus // self.resources.cpus
+        return int(min(room, gpus / self.gpus) if self.gpus else room)
+
+    def _having(self) -> str:
         import ray
 
-        for actor in self.actors:
-            ray.kill(actor)
-
-
-def start_pool(session: Session, resources: Resources, say: Callable[[str], None] = lambda line: None) -> SearchPool:
-    """Starts the actors and waits until each answers.
-
-    Args:
-        session: where.
-        resources: how many, and what each is given.
-        say: called with a line now and then while some do not answer yet.
-
-    Raises:
-        WrongInput: when the session's own machine cannot hold one actor, or actors land on unlike devices.
-    """
-    import ray
-
-    gpus = resources.gpus if resources.gpus is not None else float(session.gpus > 0)
-    if session.local and gpus > session.gpus:
-        raise WrongInput(f"--gpus-per-worker {gpus:g}: this machine has {session.gpus:g} GPUs")
-    if session.local and resources.cpus > session.cpus:
-        raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
-    room = session.cpus // resources.cpus if resources.cpus else session.cpus
-    if gpus:
-        room = min(room, session.gpus / gpus)
-    room = max(1, int(room))
-    workers = resources.workers or room
-    if session.local and workers > room:
-        raise WrongInput(f"--workers {workers}: this machine has room for {room} of this size")
-    # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
-    options = {"num_cpus": resources.cpus, "num_gpus": gpus, "max_restarts": -1, "max_task_retries": 0}
-    remote = ray.remote(**options)(_actor_class())
-    actors = tuple(remote.remote(_ROOT, resources.threads, f"worker-{number}") for number in range(workers))
-    devices = _wait_for(actors, say)
-    if len(devices) > 1:
-        raise WrongInput("the workers have unlike devices (cpu and cuda); results would differ between them")
-    return SearchPool(actors, devices.pop(), gpus)
-
-
-def _wait_for(actors: Sequence[Any], say: Callable[[str], None]) -> set[str]:
-    """The devices of all actors, once all have answered."""
-    import ray
-
-    pings = [actor.ping.remote() for actor in actors]
-    while True:
-        ready, missing = ray.wait(pings, num_returns=len(pings), timeout=WAIT_SECONDS)
-        if not missing:
-            break
-        say(f"waiting for workers: {len(ready)} of {len(pings)} answer")
-    try:
-        return set(ray.get(pings))
-    except ray.exceptions.RayError as error:
-        raise RuntimeError(f"a worker could not be started: {' '.join(str(error).split())[:500]}") from None
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        sizes = [f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes]
+        return f"{len(nodes)} nodes: {'; '.join(sizes[:4])}{' …' if len(sizes) > 4 else ''}"
 
 
 _ROOT = str(Path(workers.__file__).parent.parent)
@@ -164,11 +195,11 @@ def _actor_class() -> type:
 
             self._actor = SearchActor(threads, name)
 
-        def ping(self) -> str:
-            return self._actor.ping()
+        def device(self) -> str:
+            return self._actor.device
 
-        def probe(self, path: Path, token: str) -> None:
-            self._actor.probe(path, token)
+        def ready(self, model: Any, probe: Any, token: str) -> Any:
+            return self._actor.ready(model, probe, token)
 
         def fitting_batch(self, shared: Any, shape: tuple[int, int, int], block: int, share: float) -> int:
             return self._actor.fitting_batch(shared, shape, block, share)

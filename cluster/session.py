@@ -42,6 +42,8 @@ def open_session(address: str | None = None) -> Iterator[Session]:
     # Read by Ray when it is imported: no usage report, and a GPU stays hidden from actors that asked for none.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Ray prints paragraphs on standard output for every worker that dies; the queue says it in a line.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import joblib  # counts the processors that a container or an affinity mask leaves
     import ray
 

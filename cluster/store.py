@@ -159,7 +159,7 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Removes the temporary files of processes that were killed; only for the holder of the lock."""
-        for stale in [*self.path.glob(".*.tmp"), *self.path.glob("*/.*.tmp")]:
+        for stale in self.path.rglob(".*.tmp"):
             with contextlib.suppress(OSError):
                 stale.unlink()
 
@@ -173,7 +173,7 @@ class RunFolder:
 
     def done(self, plan: Plan) -> list[int]:
         """The shards whose part is there with a valid footer and exactly the shard's rows."""
-        return [shard for shard in range(plan.shards) if self._holds(plan, shard)]
+        return [shard for shard in range(plan.shards) if self.has(plan, shard)]
 
     def tables(self, plan: Plan) -> list[pa.Table]:
         """For each budget the rows of the shards that are done, in the order of the plan.
@@ -191,7 +191,8 @@ class RunFolder:
                 rows.append(part.slice(budget * images, images))
         return [pa.concat_tables(rows) for rows in parts]
 
-    def _holds(self, plan: Plan, shard: int) -> bool:
+    def has(self, plan: Plan, shard: int) -> bool:
+        """Whether a shard is done."""
         path, span, budgets = self.part(shard), plan.span(shard), len(plan.params_hashes)
         if not path.exists():
             return False

@@ -9,7 +9,9 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from jobs.examples import examples
+from jobs.exits import Exit
 from jobs.launch import Selection, Where, WorkerHost, launch
+from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, Attack
 from workers.errors import WrongInput, first_problem
@@ -69,14 +71,18 @@ def _command(kind: type[Attack]) -> Any:
         attack: Annotated[Any, Parameter(name="*", group=_PARAMETERS)] = None,
         selection: Annotated[Selection | None, Parameter(name="*", group=_TOWARDS)] = None,
         where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
+        retry_failed: Annotated[bool, Parameter(negative="", group=_IMAGES)] = False,
     ) -> int:
         selection, where = selection or Selection(), where or Where()
         attacks = _attacks(kind, attack)
         loaded = load_subject(subject)
         with WorkerHost(where) as host:
-            summaries = launch(attacks, loaded, selection, out, host)
+            summaries = launch(attacks, loaded, selection, out, host, retry_failed=retry_failed)
         print(f"results in {out}; check them with: brittle verify {out}")
-        return 1 if any(summary.counts.get(Status.FAILED) for summary in summaries) else 0
+        failed = max(summary.counts.get(Status.FAILED, 0) for summary in summaries)
+        if failed:
+            say(f"{failed} rows failed; the same command with --retry-failed searches them again")
+        return Exit.FAILED if failed else Exit.DONE
 
     shown = Parameter(name="*", group=_PARAMETERS) if kind.model_fields else Parameter(parse=False)
     run.__annotations__["attack"] = Annotated[_flags(kind), shown]
@@ -84,6 +90,7 @@ def _command(kind: type[Attack]) -> Any:
 
     Args:
         out: Folder for the results; a run that is there already is resumed.
+        retry_failed: Search the rows of that run again whose search failed.
     """
     return run
 

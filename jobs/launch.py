@@ -1,31 +1,30 @@
 """One search from its options to its parts: resolve, freeze or compare, dispatch, sum up."""
 
-import hashlib
 import platform
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-import workers
-from cluster.pool import Resources, SearchPool, start_pool
-from cluster.queue import ShardFailure, run_shards
+from cluster.completion import Completion
+from cluster.pool import Resources, SearchPool
+from cluster.queue import Done, Lost, Narrowed
 from cluster.session import open_session
 from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
-from workers.actor import Shard, SharedModel
+from workers.actor import SharedModel
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
 from workers.results import SCHEMA_VERSION, Status
+from workers.versions import version_of, versions
 
 if TYPE_CHECKING:
     from analysis.summary import Summary
@@ -66,6 +65,10 @@ class Where(BaseModel):
     )
     cpus_per_worker: float = Field(1, gt=0, description="Processors an actor, and its torch threads.")
     address: str | None = Field(None, description="Ray cluster to join; else RAY_ADDRESS, else a local Ray.")
+    shard_timeout: float = Field(
+        3600, gt=0, description="Seconds after which a shard is taken to hang, and its worker is started anew."
+    )
+    worker_timeout: float = Field(300, gt=0, description="Seconds to wait for workers while there is none at all.")
 
 
 class WorkerHost:
@@ -77,7 +80,7 @@ class WorkerHost:
 
     def __init__(self, where: Where) -> None:
         self.where = where
-        self.resources = Resources(where.workers, where.cpus_per_worker, where.gpus_per_worker)
+        self.resources = Resources(where.workers, where.cpus_per_worker, where.gpus_per_worker, where.worker_timeout)
         self._stack, self._pool = ExitStack(), None  # type: tuple[ExitStack, SearchPool | None]
 
     def __enter__(self) -> Self:
@@ -90,8 +93,9 @@ class WorkerHost:
         """The pool, started at the first call."""
         if self._pool is None:
             session = self._stack.enter_context(open_session(self.where.address))
-            self._pool = start_pool(session, self.resources, say)
+            self._pool = SearchPool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
+            self._pool.start()
             count = len(self._pool.actors)
             say(f"{count} worker{'s' * (count > 1)} on {self._pool.device}")
         return self._pool
@@ -106,9 +110,23 @@ class Resolved:
 
 
 def launch(
-    attacks: Sequence[Attack], subject: Subject, selection: Selection, out: Path, host: WorkerHost
+    attacks: Sequence[Attack],
+    subject: Subject,
+    selection: Selection,
+    out: Path,
+    host: WorkerHost,
+    *,
+    retry_failed: bool = False,
 ) -> "list[Summary]":
     """Runs a search, at one budget or several, into a folder, or what is left of it; says what each came to.
+
+    Args:
+        attacks: the method with its parameters, one for each budget.
+        subject: what is attacked.
+        selection: which of its images, towards what.
+        out: the run's folder.
+        host: where the search runs.
+        retry_failed: whether rows with status ``failed`` are searched again.
 
     Raises:
         WrongInput: for options that do not fit the subject or the run that the folder holds.
@@ -118,7 +136,7 @@ def launch(
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
-    run = _Launch(attacks, subject, selection, folder, host)
+    run = _Launch(attacks, subject, selection, folder, host, retry_failed)
     if folder.exists:
         run.compare(folder.plan())
     resolved = None if folder.exists else _resolve(subject, selection)
@@ -131,6 +149,7 @@ def launch(
             plan = run.complete(plan, resolved)
         except WrongInput:
             if plan is None:
+                folder.sweep()  # the probes of workers that were left out
                 folder.forget(made)
             raise
     from analysis.summary import summarise
@@ -155,6 +174,7 @@ class _Launch:
     selection: Selection
     folder: RunFolder
     host: WorkerHost
+    retry_failed: bool
 
     @cached_property
     def wanted(self) -> dict[str, Any]:
@@ -166,10 +186,8 @@ class _Launch:
             "split": self.subject.dataset.split,
             "model": self.subject.recipe.content_hash,
             "data": self.subject.data_hash,
-            "code": code_hash(),
+            **versions(),
             "schema": SCHEMA_VERSION,
-            "torch": _version("torch"),
-            "numpy": _version("numpy"),
             "threads": self.host.resources.threads,
         }
 
@@ -196,14 +214,12 @@ class _Launch:
             )
 
     def complete(self, plan: Plan | None, resolved: Resolved | None) -> Plan:
-        """Searches the shards that are not done, freezing the plan first when there is none; returns the plan."""
+        """Searches what is left of the run, freezing its plan first when there is none; returns the plan."""
         self.folder.sweep()
-        done = self.folder.done(plan) if plan else []
-        if plan is not None and len(done) == plan.shards:
+        left = self._left(plan) if plan else None
+        if plan and left and not left.shards_left:
             return plan
         pool = self.host.pool()
-        self.folder.parts.mkdir(parents=True, exist_ok=True)
-        pool.probe(self.folder.parts)
         model = pool.share(self.subject.recipe)
         if plan is None:
             resolved = resolved or _resolve(self.subject, self.selection)
@@ -212,8 +228,13 @@ class _Launch:
             plan = self._plan(resolved, pool, batch)
             self.folder.create(plan)
         self.compare(plan, device=pool.device)
-        self._dispatch(plan, done, pool, model)
+        self._search(plan, left or self._left(plan), pool, model)
+        self.folder.sweep()  # the probes of workers that came back at the end
         return plan
+
+    def _left(self, plan: Plan) -> Completion:
+        done, images = self.folder.done(plan), self.subject.dataset
+        return Completion(self.folder, plan, self.attacks, images, done=done, retry_failed=self.retry_failed)
 
     def _plan(self, resolved: Resolved, pool: SearchPool, batch: int) -> Plan:
         even = -(-len(resolved.ids) // (SHARDS_PER_WORKER * len(pool.actors)))
@@ -224,7 +245,7 @@ class _Launch:
             "mean": ",".join(map(str, recipe.mean)),
             "std": ",".join(map(str, recipe.std)),
             "data": str(Path(data).resolve()) if Path(data).exists() else data,
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
+            "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _PACKAGES},
             "budgets": {attack.params_hash: getattr(attack, attack.BUDGET) for attack in self.attacks if attack.BUDGET},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -238,63 +259,42 @@ class _Launch:
             shard_size=size,
         )
 
-    def _dispatch(self, plan: Plan, done: list[int], pool: SearchPool, model: SharedModel) -> None:
-        attacks, folder, dataset, finished = self.attacks, self.folder, self.subject.dataset, set(done)
-
-        def load(index: int) -> Shard:
-            span = plan.span(index)
-            ids = plan.ids[span]
-            return Shard(
-                index=index,
-                model=model,
-                attacks=tuple(attacks),
-                seed=plan.frozen["seed"],
-                ids=ids,
-                images=dataset.images[ids],
-                labels=dataset.labels[ids],
-                targets=None if plan.targets is None else plan.targets[span],
-                split=dataset.split,
-                block=plan.frozen["block"],
-                batch=plan.frozen["batch"],
-                part=folder.part(index),
-                by_products=folder.by_products(index),
-            )
-
-        waiting = [index for index in range(plan.shards) if index not in finished]
-        total, name = sum(plan.part_rows(index) for index in waiting), attacks[0].NAME
-        title = name if not finished else f"{name} (resumed, {plan.rows - total} rows done before)"
-        lost: list[ShardFailure] = []
+    def _search(self, plan: Plan, left: Completion, pool: SearchPool, model: SharedModel) -> None:
+        total, name = left.rows_left, self.attacks[0].NAME
+        title = name if total == plan.rows else f"{name} (resumed, {plan.rows - total} rows done before)"
         searched = successes = failed = queries = 0
         seconds = 0.0
+        self.folder.parts.mkdir(parents=True, exist_ok=True)
         try:
             with progress(total, title, "rows") as bar:
-                for event in run_shards(pool, waiting, load):
-                    if event is None:
-                        bar.advance(0)
-                    elif isinstance(event, ShardFailure):
-                        lost.append(event)
-                        say(f"shard {event.index} failed: {event.reason}")
-                    else:
-                        finished.add(event.index)
-                        searched += event.searched
-                        successes += event.successes
-                        failed += event.failed
-                        queries += event.queries
-                        seconds += event.seconds
-                        rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
-                        speed = len(pool.actors) * queries / seconds if seconds else 0
-                        broken = f", {failed} failed" if failed else ""
-                        bar.advance(event.rows, f"{rate}, {_short(speed)} queries/s{broken}")
+                for event in left.run(pool, model, self.host.where.shard_timeout):
+                    match event:
+                        case None:
+                            bar.advance(0)
+                        case Narrowed(shard, reason):
+                            say(f"shard {shard} failed, its rows are searched one by one: {reason}")
+                        case Lost(work, reason):
+                            failed += len(plan.params_hashes)
+                            image = plan.ids[plan.span(work.shard)][work.row]
+                            say(f"image {image} ({work}) is given up: {reason}")
+                            bar.advance(len(plan.params_hashes))
+                        case Done(_, summary):
+                            searched += summary.searched
+                            successes += summary.successes
+                            failed += summary.failed
+                            queries += summary.queries
+                            seconds += summary.seconds
+                            rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
+                            speed = len(pool.actors) * queries / seconds if seconds else 0
+                            broken = f", {failed} failed" if failed else ""
+                            bar.advance(summary.rows, f"{rate}, {_short(speed)} queries/s{broken}")
         except KeyboardInterrupt:
             raise Interrupted(
-                f"interrupted: {len(finished)} of {plan.shards} shards are done in {folder.path}; "
-                "run the same command again to resume"
+                f"interrupted: {plan.shards - left.shards_left} of {plan.shards} shards are done in "
+                f"{self.folder.path}; run the same command again to resume"
             ) from None
-        if lost:
-            raise RuntimeError(
-                f"{len(lost)} of {plan.shards} shards failed (the first: {lost[0].reason}); "
-                "run the same command again to try them again"
-            )
+        except OSError as error:
+            raise RuntimeError(f"{error}; what is done is kept: run the same command again to go on") from None
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -357,22 +357,6 @@ def _with_targets(ids: np.ndarray, goal: str | int | None, subject: Subject, see
 
 
 _PACKAGES = ("brittle", "torch", "numpy", "ray", "pyarrow")
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return "not installed"
-
-
-def code_hash() -> str:
-    """SHA-256 of the source of everything that a worker runs."""
-    root = Path(workers.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
 
 
 def _short(number: float) -> str:

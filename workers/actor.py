@@ -1,5 +1,6 @@
 """The search actor: holds the shared model, searches one shard at a time and writes its part."""
 
+import logging
 import os
 import sys
 import time
@@ -17,11 +18,17 @@ if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
     from workers.results import SearchResult
 
-__all__ = ["SearchActor", "Shard", "ShardSummary", "SharedModel"]
+__all__ = ["Introduction", "SearchActor", "Shard", "ShardSummary", "SharedModel", "WorkerBroken"]
 
 
 MEMORY_SHARE = 0.5
 """Of a GPU's free memory that a batch may take; the rest is for the search's own state."""
+
+log = logging.getLogger("brittle")
+
+
+class WorkerBroken(Exception):
+    """The process can search no further, out of memory for example: the caller is to start it anew."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,30 @@ class SharedModel:
 
 
 @dataclass(frozen=True)
+class Introduction:
+    """Who an actor is, said when it is ready to search.
+
+    Attributes:
+        name: written into the rows: ``worker-3@host``.
+        node: Ray's id of its node.
+        pid: its process there.
+        device: ``cpu`` or ``cuda``.
+        versions: see `workers.versions.versions`.
+    """
+
+    name: str
+    node: str
+    pid: int
+    device: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Shard:
     """The work of one call: images with their labels and targets, and where the part goes.
 
     Attributes:
-        index: the shard's number in the plan.
+        title: what logs call it, ``shard 12`` or ``shard 12, row 3``.
         model: what is attacked.
         attacks: the method with its parameters, one for each budget.
         seed: keys the random streams.
@@ -56,7 +82,7 @@ class Shard:
         by_products: the file for what the attack leaves beside its rows.
     """
 
-    index: int
+    title: str
     model: SharedModel
     attacks: "tuple[Attack, ...]"
     seed: int
@@ -76,7 +102,6 @@ class ShardSummary:
     """What the driver hears of a finished shard; the rows stay in the part.
 
     Attributes:
-        index: the shard's number.
         rows: how many rows the part has.
         searched: rows whose image was searched to an end.
         successes: rows with status ``success``.
@@ -85,7 +110,6 @@ class ShardSummary:
         seconds: wall time in the actor.
     """
 
-    index: int
     rows: int
     searched: int
     successes: int
@@ -114,10 +138,30 @@ class SearchActor:
         self.device = "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") and torch.cuda.is_available() else "cpu"
         self._model: tuple[str, nn.Module] | None = None
         self.name = f"{name}@{os.uname().nodename}"
+        if not log.handlers:  # Ray keeps what a worker writes to standard error in a file of its own
+            handler = logging.StreamHandler()
+            handler.setFormatter(logging.Formatter(f"%(asctime)s {self.name} %(levelname)s %(message)s"))
+            log.addHandler(handler)
+            log.setLevel(logging.INFO)
 
-    def ping(self) -> str:
-        """The kind of device this actor computes on; answers when the actor is ready."""
-        return self.device
+    def ready(self, model: SharedModel | None, probe: Path | None, token: str) -> Introduction:
+        """Builds the model, so that a search need not, and says who is here.
+
+        Args:
+            model: what will be attacked, None when that is not known yet.
+            probe: where to write the token, beside the parts to come: the driver must find it there.
+            token: what to write.
+        """
+        import ray
+
+        from workers.versions import versions
+
+        if model is not None:
+            self._built(model)
+        if probe is not None:
+            probe.write_text(token)
+        node = ray.get_runtime_context().get_node_id()
+        return Introduction(self.name, node, os.getpid(), self.device, versions())
 
     def fitting_batch(self, shared: SharedModel, shape: tuple[int, int, int], block: int, share: float) -> int:
         """The batch to give the model here: what fits into this actor's share of the GPU's free memory."""
@@ -128,15 +172,17 @@ class SearchActor:
         free, _ = torch.cuda.mem_get_info()
         return batch_that_fits(self._built(shared), shape, int(free * MEMORY_SHARE * min(1, share)), block=block)
 
-    def probe(self, path: Path, token: str) -> None:
-        """Writes a token where parts will go, for the driver to read: both must see one folder."""
-        path.write_text(token)
-
     def search(self, shard: Shard) -> ShardSummary:
-        """Searches a shard and writes its part whole; a search that raises becomes rows that say so."""
+        """Searches a shard and writes its part whole; a search that raises becomes rows that say so.
+
+        Raises:
+            WorkerBroken: when the machine failed and not the search.
+            OSError: when the part cannot be written.
+        """
         from workers.results import SEARCHED, Status, by_products_table, write_part
 
         started = time.perf_counter()
+        log.info("%s: images %s", shard.title, _ranges(shard.ids))
         results = self._search(shard, np.arange(len(shard.ids)))
         import pyarrow as pa
 
@@ -150,8 +196,7 @@ class SearchActor:
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
         ended = np.isin(status, SEARCHED)
-        return ShardSummary(
-            index=shard.index,
+        summary = ShardSummary(
             rows=len(status),
             searched=int(ended.sum()),
             successes=int((status == Status.SUCCESS).sum()),
@@ -159,6 +204,8 @@ class SearchActor:
             queries=int(sum(result.queries.sum() for result in results)),
             seconds=time.perf_counter() - started,
         )
+        log.info("%s: %d rows in %.1f s, %d successes", shard.title, len(status), summary.seconds, summary.successes)
+        return summary
 
     def _built(self, shared: SharedModel) -> "nn.Module":
         """The model, built when it is first asked for; only the last one is kept."""
@@ -191,14 +238,13 @@ class SearchActor:
                 **options,
             )
         except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
-            # The machine failed, not the image, and a broken CUDA context breaks all that follows: die, so that
-            # Ray starts this actor anew and the queue counts a try.
-            print(f"worker {self.name} ends: {error}", file=sys.stderr, flush=True)
-            os._exit(1)
+            # The machine failed, not the image, and a broken CUDA context breaks all that follows.
+            log.error("%s, images %s: %s", shard.title, _ranges(shard.ids[rows]), error)
+            raise WorkerBroken(_said(error)) from None
         except Exception as error:  # a foreign model may raise anything; the row keeps what it said
             if len(rows) > 1:
                 return [result for row in rows for result in self._search(shard, np.array([row]))]
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            log.exception("%s, image %d", shard.title, shard.ids[rows[0]])
             return [
                 SearchResult.failed(
                     attack,
@@ -206,8 +252,20 @@ class SearchActor:
                     shard.labels[rows],
                     targets,
                     shape=shard.images.shape[1:],
-                    reason=reason,
+                    reason=_said(error),
                     **options,
                 )
                 for attack in shard.attacks
             ]
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+
+
+def _ranges(ids: np.ndarray) -> str:
+    """Image ids in a line that stays short: ``3, 7–9, 12``, and how many more there are."""
+    distinct = np.unique(ids)
+    runs = np.split(distinct, np.flatnonzero(np.diff(distinct) > 1) + 1)
+    shown = [str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs[:8]]
+    return ", ".join(shown) + (f" and {sum(map(len, runs[8:]))} more" if len(runs) > 8 else "")

@@ -1,4 +1,4 @@
-"""The queue on a real Ray: workers that die, poison shards, workers that are gone."""
+"""The queue on a real Ray: workers that die, hang or run out of memory, poison rows, workers that are unfit."""
 
 import os
 import signal
@@ -9,29 +9,37 @@ import numpy as np
 import pytest
 import ray
 
-from cluster.pool import Resources, SearchPool, start_pool
-from cluster.queue import TRIES, ShardFailure, run_shards
+from cluster.pool import Resources, SearchPool
+from cluster.queue import TRIES, Done, Lost, Narrowed, Queue, Work
 from cluster.session import Session, open_session
 from tests.conftest import random_images
-from workers.actor import Shard, ShardSummary, SharedModel
+from workers.actor import Shard, SharedModel
 from workers.attacks import FGSM
 from workers.errors import WrongInput
 from workers.models.loading import read_model
 
+ROWS = 3
+KILLS, ONCE, HANGS, STARVES = 200, 100, 201, 202
+"""What the model does when it sees this level in an image's corner."""
+
 POISON = """
-import os, pathlib, torch
+import os, pathlib, time, torch
 class Poison(torch.nn.Module):
-    '''Kills its process when it sees level 200 in the corner; dies once, whoever it is, where a file says so.'''
     def __init__(self):
         super().__init__()
         self.linear = torch.nn.Linear(16, 3)
     def forward(self, x):
-        if (x[:, 0, 0, 0] * 255).round().eq(200).any():
-            os.kill(os.getpid(), 9)
+        corner = (x[:, 0, 0, 0] * 255).round()
         once = pathlib.Path({once!r})
-        if (x[:, 0, 0, 0] * 255).round().eq(100).any() and once.exists():
+        if corner.eq(200).any():
+            os.kill(os.getpid(), 9)
+        if corner.eq(100).any() and once.exists():
             once.unlink()
             os.kill(os.getpid(), 9)
+        if corner.eq(201).any():
+            time.sleep(1000)
+        if corner.eq(202).any():
+            raise MemoryError("not that large")
         return self.linear(x.flatten(1))
 """
 
@@ -52,87 +60,125 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
 
 @pytest.fixture
 def pool(session: Session) -> Iterator[SearchPool]:
-    started = start_pool(session, Resources(workers=2))
+    started = SearchPool(session, Resources(workers=2))
+    started.start()
     yield started
     started.stop()
 
 
-def shard_of(index: int, corner: int, folder: Path, model: SharedModel) -> Shard:
-    images = random_images((1, 4, 4), 3, index) // 2
+def shard_of(work: Work, corner: int, folder: Path, model: SharedModel) -> Shard:
+    """A shard of three images, of which the second has a level in its corner; or one of its rows."""
+    images = random_images((1, 4, 4), ROWS, work.shard) // 2
     images[1, 0, 0, 0] = corner
-    part = folder / f"part-{index}.parquet"
+    rows = slice(None) if work.row is None else slice(work.row, work.row + 1)
+    part = folder / f"part-{work.shard}-{work.row}.parquet"
     return Shard(
-        index,
-        model,
-        (FGSM(),),
-        0,
-        np.arange(3),
-        images,
-        np.zeros(3, int),
-        None,
-        "all",
-        16,
-        64,
-        part,
-        folder / "b" / part.name,
+        title=str(work),
+        model=model,
+        attacks=(FGSM(),),
+        seed=0,
+        ids=np.arange(ROWS)[rows],
+        images=images[rows],
+        labels=np.zeros(ROWS, int)[rows],
+        targets=None,
+        split="all",
+        block=16,
+        batch=64,
+        part=part,
+        by_products=folder / "b" / part.name,
     )
 
 
-def test_a_dead_worker_costs_its_shard_alone_a_try(pool: SearchPool, tmp_path: Path) -> None:
-    model = pool.share(read_model("poison_model:Poison"))
-    corners = dict.fromkeys(range(12), 0) | {5: 200, 8: 100}  # 5 always kills, 8 kills once
-    loads: list[int] = []
+class Searched:
+    """A queue of shards run to its end: what happened, and what was handed out."""
 
-    def load(index: int) -> Shard:
-        loads.append(index)
-        return shard_of(index, corners[index], tmp_path, model)
+    def __init__(self, pool: SearchPool, folder: Path, corners: dict[int, int], timeout: float = 60) -> None:
+        model = pool.share(read_model("poison_model:Poison"))
+        self.loads: list[Work] = []
 
-    events = [event for event in run_shards(pool, range(12), load) if event is not None]
-    done = sorted(event.index for event in events if isinstance(event, ShardSummary))
-    failed = [event for event in events if isinstance(event, ShardFailure)]
-    assert done == [index for index in range(12) if index != 5]
-    assert [event.index for event in failed] == [5]
-    assert failed[0].reason
-    assert loads.count(5) == TRIES
-    assert loads.count(8) == 2
-    assert sum(map(loads.count, set(range(12)) - {5, 8})) == 10
-    assert {path.name for path in tmp_path.iterdir()} == {f"part-{index}.parquet" for index in done}
+        def load(work: Work) -> Shard:
+            self.loads.append(work)
+            return shard_of(work, corners[work.shard], folder, model)
+
+        queue = Queue(pool, map(Work, corners), load, lambda _: ROWS, model=model, folder=folder, timeout=timeout)
+        events = [event for event in queue if event is not None]
+        self.done = sorted(
+            ((*event.work,) for event in events if isinstance(event, Done)), key=lambda w: (w[0], w[1] or 0)
+        )
+        self.narrowed = [event for event in events if isinstance(event, Narrowed)]
+        self.lost = [event for event in events if isinstance(event, Lost)]
+
+
+def test_a_poison_shard_is_narrowed_to_its_image(pool: SearchPool, tmp_path: Path) -> None:
+    corners = dict.fromkeys(range(12), 0) | {5: KILLS, 8: ONCE}
+    found = Searched(pool, tmp_path, corners)
+    assert found.done == sorted([(shard, None) for shard in range(12) if shard != 5] + [(5, 0), (5, 2)])
+    assert [event.shard for event in found.narrowed] == [5]
+    assert [event.work for event in found.lost] == [Work(5, 1)]
+    assert "died" in found.lost[0].reason
+    assert found.loads.count(Work(5)) == found.loads.count(Work(5, 1)) == TRIES
+    assert found.loads.count(Work(8)) == 2
+    innocent = [Work(shard) for shard in set(range(12)) - {5, 8}]
+    assert [found.loads.count(work) for work in innocent] == [1] * 10
+    written = {f"part-{shard}-{row}.parquet" for shard, row in found.done}
+    assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} == written
+
+
+def test_hanging_and_starving_searches_end(pool: SearchPool, tmp_path: Path) -> None:
+    found = Searched(pool, tmp_path, {0: 0, 1: HANGS, 2: STARVES, 3: 0}, timeout=4)
+    assert {event.work: event.reason.split(",")[0] for event in found.lost} == {
+        Work(1, 1): "it took longer than 4 s (--shard-timeout)",
+        Work(2, 1): "MemoryError: not that large",
+    }
+    assert found.done == [(0, None), (1, 0), (1, 2), (2, 0), (2, 2), (3, None)]
 
 
 def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Path) -> None:
-    model = pool.share(read_model("poison_model:Poison"))
     pids = ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in pool.actors])
+    model = pool.share(read_model("poison_model:Poison"))
     killed = []
 
-    def load(index: int) -> Shard:
-        if index == 3 and not killed:
+    def load(work: Work) -> Shard:
+        if work.shard == 3 and not killed:
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
-        return shard_of(index, 0, tmp_path, model)
+        return shard_of(work, 0, tmp_path, model)
 
-    events = [event for event in run_shards(pool, range(8), load) if event is not None]
-    assert sorted(event.index for event in events) == list(range(8))
-    assert all(isinstance(event, ShardSummary) for event in events)
+    queue = Queue(pool, map(Work, range(8)), load, lambda _: ROWS, model=model, folder=tmp_path, timeout=60)
+    events = [event for event in queue if event is not None]
+    assert sorted(event.work.shard for event in events if isinstance(event, Done)) == list(range(8))
+    assert len(events) == 8
 
 
-def test_without_any_worker_the_rest_fails(session: Session, tmp_path: Path) -> None:
-    pool = start_pool(session, Resources(workers=1))
+def test_without_any_worker_the_search_ends(session: Session, tmp_path: Path) -> None:
+    pool = SearchPool(session, Resources(workers=1))
+    pool.start()
+    ray.kill(pool.actors[0])
+    with pytest.raises(WrongInput, match="no worker is fit"):
+        Searched(pool, tmp_path, {0: 0})
+
+
+def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_path: Path) -> None:
     model = pool.share(read_model("poison_model:Poison"))
-    pool.stop()
-    events = list(run_shards(pool, range(3), lambda index: shard_of(index, 0, tmp_path, model)))
-    failed = [event for event in events if isinstance(event, ShardFailure)]
-    assert sorted(event.index for event in failed) == [0, 1, 2]
+    loads: list[Work] = []
+
+    def load(work: Work) -> Shard:
+        loads.append(work)
+        return shard_of(work, 0, tmp_path / "absent", model)
+
+    queue = Queue(pool, map(Work, range(100)), load, lambda _: ROWS, model=model, folder=tmp_path, timeout=60)
+    with pytest.raises(OSError, match=r"shard \d cannot be written: .*No such file"):
+        list(queue)
+    assert len(set(loads)) < 10  # it does not search a hundred shards for nothing
 
 
-def test_a_part_that_cannot_be_written_is_a_failure_not_a_hang(pool: SearchPool, tmp_path: Path) -> None:
-    model = pool.share(read_model("poison_model:Poison"))
-    events = [
-        event
-        for event in run_shards(pool, range(2), lambda index: shard_of(index, 0, tmp_path / "absent", model))
-        if event is not None
-    ]
-    assert all(isinstance(event, ShardFailure) for event in events)
-    assert "No such file or directory" in str(events[0])
+def test_workers_of_other_versions_are_left_out(
+    pool: SearchPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.queue.versions", lambda: {"torch": "1.0"})
+    with pytest.raises(WrongInput, match=r"worker-\d@.* has torch 2.*, this machine 1.0"):
+        Searched(pool, tmp_path, {0: 0})
+    assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".probe")]
 
 
 def test_resources_that_are_not_there(session: Session) -> None:
@@ -142,7 +188,7 @@ def test_resources_that_are_not_there(session: Session) -> None:
         (Resources(workers=1000), "--workers"),
     ):
         with pytest.raises(WrongInput, match=says):
-            start_pool(session, wrong)
+            SearchPool(session, wrong)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:port", "no-such-host.invalid:6379"])
