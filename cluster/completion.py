@@ -43,12 +43,11 @@ class Completion:
         self._singles = Singles(folder, plan)
         self._whole = np.ones(plan.shards, dtype=bool)
         self._whole[list(done)] = False
-        self._rows = {shard: set(self._singles.missing(shard)) for shard in self._singles.begun()}
+        self._rows = {shard: self._singles.missing(shard, rows) for shard, rows in self._singles.staged().items()}
         if retry_failed:
             for shard in done:
-                failed = self._singles.failed(shard) if shard not in self._rows else []
-                if failed:
-                    self._rows[shard] = set(failed)
+                if shard not in self._rows and (failed := self._singles.failed(shard)):
+                    self._rows[shard] = failed
         self._whole[list(self._rows)] = False
         for shard in [shard for shard, rows in self._rows.items() if not rows]:  # stopped just before that
             self._finish(shard)

@@ -5,12 +5,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.pool import SearchPool
 from workers.actor import Introduction, Shard, ShardSummary, SharedModel, WorkerBroken
-from workers.errors import WrongInput
+from workers.errors import StorageError, WrongInput
+from workers.places import Place
 from workers.versions import versions
 
 __all__ = ["TRIES", "Done", "Lost", "Narrowed", "Queue", "Work"]
@@ -97,7 +97,7 @@ class Queue:
 
     Raises:
         WrongInput: when no actor is fit for the search from the start: other versions, another device or folder.
-        OSError: when a part could not be written after several tries.
+        StorageError: when a part could not be written after several tries.
         RuntimeError: when no actor is left, or none has been there for as long as the pool's patience allows.
     """
 
@@ -109,7 +109,7 @@ class Queue:
         rows: Callable[[int], int],
         *,
         model: SharedModel,
-        folder: Path,
+        folder: Place,
         timeout: float,
     ) -> None:
         self._pool, self._fresh, self._load, self._rows = pool, iter(work), load, rows
@@ -117,7 +117,7 @@ class Queue:
         self._again: deque[Work] = deque()
         self._idle: deque[Any] = deque()
         self._flights: dict[Any, _Flight] = {}
-        self._benched: dict[Any, tuple[Any, Path, str]] = {}
+        self._benched: dict[Any, tuple[Any, Place, str]] = {}
         self._trials: dict[Work, _Trial] = {}
         self._judged: dict[Any, Work] = {}
         self._overdue: set[Any] = set()
@@ -190,8 +190,8 @@ class Queue:
             reason, node = " ".join(str(cause).split())[:500], None
             if isinstance(cause, WorkerBroken):
                 self._end(actor)
-            elif isinstance(cause, OSError) and self._count(work) + 1 >= TRIES:
-                raise OSError(f"{work} cannot be written: {reason}") from None
+            elif isinstance(cause, StorageError) and self._count(work) + 1 >= TRIES:
+                raise StorageError(f"{work} cannot be written: {reason}") from None
         except ray.exceptions.RayError as error:  # a lost object, say: the call is over, the actor may be too
             reason = " ".join(str(error).split())[:500]
         else:
@@ -285,7 +285,7 @@ class Queue:
             self._present[actor] = introduction
             self._idle.append(actor)
 
-    def _problem(self, introduction: Introduction, probe: Path, token: str) -> str | None:
+    def _problem(self, introduction: Introduction, probe: Place, token: str) -> str | None:
         """Why what this worker writes would not belong to the run; None when nothing stands against it."""
         if introduction.device != self._pool.device:
             return f"computes on {introduction.device}, the others on {self._pool.device}; results would differ"
@@ -293,11 +293,11 @@ class Queue:
             if (have := introduction.versions.get(name)) != want:
                 return f"has {name} {str(have)[:12]}, this machine {want[:12]}; results would differ"
         try:
-            seen = probe.read_text()
-            probe.unlink()
+            seen = probe.read()
+            probe.remove()
         except OSError:
-            seen = ""
-        if seen != token:
+            seen = b""
+        if seen != token.encode():
             return f"does not write to this machine's {self._folder}: --out must be a folder that all share"
         return None
 

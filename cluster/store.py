@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.errors import WrongInput
-from workers.files import exclusive, held, require_place, write_whole
+from workers.errors import StorageError, WrongInput
+from workers.files import exclusive, held, require_place
+from workers.places import Place
 from workers.results import write_part
 
 __all__ = ["Plan", "RunFolder"]
@@ -61,20 +62,20 @@ class Plan:
 
 
 class RunFolder:
-    """A run on disk: ``run.json``, ``plan.parquet``, ``parts/part-*.parquet``, for some attacks ``by-products/``.
+    """A run's files: ``run.json``, ``plan.parquet``, ``parts/part-*.parquet``, for some attacks ``by-products/``.
 
     Args:
-        path: the folder, which need not exist yet.
+        place: the folder, on a disk or by a URI; it need not exist yet.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.parts = path / "parts"
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.parts = place / "parts"
 
     @property
     def exists(self) -> bool:
         """Whether a plan is frozen here."""
-        return (self.path / "run.json").is_file()
+        return (self.place / "run.json").is_file()
 
     def require_usable(self) -> None:
         """Refuses a path that holds something else.
@@ -82,20 +83,23 @@ class RunFolder:
         Raises:
             WrongInput: when it is a file, or a folder with other things in it.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise WrongInput(f"--out {self.path}: exists and is not a folder")
         ours = {"plan.parquet", "parts", ".lock"}
-        if self.path.exists() and not self.exists and {entry.name for entry in self.path.iterdir()} - ours:
-            raise WrongInput(f"--out {self.path}: exists and is not a run's folder")
-        require_place(self.path)
+        if self.place.local:
+            if self.place.path.exists() and not self.place.path.is_dir():
+                raise WrongInput(f"--out {self.place}: exists and is not a folder")
+            require_place(self.place.path)
+        try:
+            if not self.exists and set(self.place.names()) - ours:
+                raise WrongInput(f"--out {self.place}: exists and is not a run's folder")
+        except StorageError as error:
+            raise WrongInput(f"--out {error}") from None
 
     def create(self, plan: Plan) -> None:
         """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent."""
-        self.parts.mkdir(parents=True, exist_ok=True)
         columns: dict[str, Any] = {"image_id": plan.ids}
         columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
         schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
-        write_part(pa.table(columns, schema=schema), self.path / "plan.parquet")
+        write_part(pa.table(columns, schema=schema), self.place / "plan.parquet")
         content = {
             "frozen": plan.frozen,
             "recorded": plan.recorded,
@@ -103,13 +107,16 @@ class RunFolder:
             "shard_size": plan.shard_size,
             "images": len(plan.ids),
         }
-        write_whole(self.path / "run.json", (json.dumps(content, indent=1) + "\n").encode())
+        (self.place / "run.json").write((json.dumps(content, indent=1) + "\n").encode())
 
     def forget(self, made: Sequence[Path]) -> None:
         """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
-        for name in ("run.json", "plan.parquet", ".lock"):
-            (self.path / name).unlink(missing_ok=True)
-        for folder in (self.parts, *made):
+        for name in ("run.json", "plan.parquet"):
+            (self.place / name).remove()
+        if not self.place.local:
+            return
+        (self.place / ".lock").remove()
+        for folder in (self.parts.path, *made):
             with contextlib.suppress(OSError):  # absent, or somebody has put something there meanwhile
                 folder.rmdir()
 
@@ -120,10 +127,11 @@ class RunFolder:
             WrongInput: when there is none, or it is broken.
         """
         if not self.exists:
-            raise WrongInput(f"{self.path}: not a run's folder (it has no run.json)")
+            raise WrongInput(f"{self.place}: not a run's folder (it has no run.json)")
         try:
-            content = json.loads((self.path / "run.json").read_text())
-            table = pq.read_table(self.path / "plan.parquet")
+            content = json.loads((self.place / "run.json").read())
+            with (self.place / "plan.parquet").open() as file:
+                table = pq.read_table(file)
             ids, targets = table["image_id"].to_numpy(), table["target"]
             plan = Plan(
                 content["frozen"],
@@ -139,10 +147,10 @@ class RunFolder:
                 raise ValueError(f"run.json says {content['images']} images, plan.parquet has {len(ids)}")
         except KeyError as error:
             raise WrongInput(
-                f"{self.path}: its plan cannot be read: it lacks {error}, as one of another version of brittle would"
+                f"{self.place}: its plan cannot be read: it lacks {error}, as one of another version of brittle would"
             ) from None
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-            raise WrongInput(f"{self.path}: its plan cannot be read: {str(error).splitlines()[0]}") from None
+            raise WrongInput(f"{self.place}: its plan cannot be read: {str(error).splitlines()[0]}") from None
         return plan
 
     def locked(self) -> AbstractContextManager[None]:
@@ -151,25 +159,30 @@ class RunFolder:
         Raises:
             WrongInput: when another driver holds it.
         """
-        return exclusive(self.path)
+        return exclusive(self.place.path)
 
     def busy(self) -> bool:
         """Whether a driver is at work here now."""
-        return held(self.path)
+        return held(self.place.path)
 
     def sweep(self) -> None:
         """Removes the temporary files of processes that were killed; only for the holder of the lock."""
-        for stale in self.path.rglob(".*.tmp"):
-            with contextlib.suppress(OSError):
-                stale.unlink()
+        for folder in (self.place, self.parts, self.place / "by-products", self.place / "singles"):
+            for name in folder.names():
+                if name.startswith(".") and name.endswith(".tmp"):
+                    with contextlib.suppress(StorageError):
+                        (folder / name).remove()
+        if self.place.local:
+            with contextlib.suppress(OSError):  # absent, or in use
+                (self.place / "singles").path.rmdir()
 
-    def part(self, shard: int) -> Path:
+    def part(self, shard: int) -> Place:
         """The file of a shard's rows."""
         return self.parts / f"part-{shard:06d}.parquet"
 
-    def by_products(self, shard: int) -> Path:
+    def by_products(self, shard: int) -> Place:
         """The file of what an attack leaves beside a shard's rows, by the same key; few attacks leave any."""
-        return self.path / "by-products" / f"part-{shard:06d}.parquet"
+        return self.place / "by-products" / f"part-{shard:06d}.parquet"
 
     def done(self, plan: Plan) -> list[int]:
         """The shards whose part is there with a valid footer and exactly the shard's rows."""
@@ -183,22 +196,24 @@ class RunFolder:
         """
         done = self.done(plan)
         if not done:
-            raise WrongInput(f"{self.path}: has no results yet")
+            raise WrongInput(f"{self.place}: has no results yet")
         parts: list[list[pa.Table]] = [[] for _ in plan.params_hashes]
         for shard in done:
-            part, images = pq.read_table(self.part(shard)), len(plan.ids[plan.span(shard)])
+            with self.part(shard).open() as file:
+                part, images = pq.read_table(file), len(plan.ids[plan.span(shard)])
             for budget, rows in enumerate(parts):
                 rows.append(part.slice(budget * images, images))
         return [pa.concat_tables(rows) for rows in parts]
 
     def has(self, plan: Plan, shard: int) -> bool:
         """Whether a shard is done."""
-        path, span, budgets = self.part(shard), plan.span(shard), len(plan.params_hashes)
-        if not path.exists():
-            return False
+        span, budgets = plan.span(shard), len(plan.params_hashes)
         try:
-            keys = pq.read_table(path, columns=["image_id", "target"])
-        except (OSError, pa.ArrowException):
+            with self.part(shard).open() as file:
+                keys = pq.read_table(file, columns=["image_id", "target"])
+        except FileNotFoundError:
+            return False
+        except (StorageError, pa.ArrowException):
             return False
         if not np.array_equal(keys["image_id"].to_numpy(), np.tile(plan.ids[span], budgets)):
             return False

@@ -15,6 +15,7 @@ from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, Attack
 from workers.errors import WrongInput, first_problem
+from workers.places import Place
 from workers.results import Status
 
 __all__ = ["app"]
@@ -67,18 +68,18 @@ def _command(kind: type[Attack]) -> Any:
     def run(
         *,
         subject: Annotated[SubjectOptions, Parameter(name="*", group=_IMAGES)],
-        out: Annotated[Path, Parameter(group=_IMAGES)],
+        out: Annotated[str, Parameter(group=_IMAGES)],
         attack: Annotated[Any, Parameter(name="*", group=_PARAMETERS)] = None,
         selection: Annotated[Selection | None, Parameter(name="*", group=_TOWARDS)] = None,
         where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
         retry_failed: Annotated[bool, Parameter(negative="", group=_IMAGES)] = False,
     ) -> int:
         selection, where = selection or Selection(), where or Where()
-        attacks = _attacks(kind, attack)
+        place, attacks = Place.of(out), _attacks(kind, attack)
         loaded = load_subject(subject)
         with WorkerHost(where) as host:
-            summaries = launch(attacks, loaded, selection, out, host, retry_failed=retry_failed)
-        print(f"results in {out}; check them with: brittle verify {out}")
+            summaries = launch(attacks, loaded, selection, place, host, retry_failed=retry_failed)
+        print(f"results in {place}; check them with: brittle verify {place}")
         failed = max(summary.counts.get(Status.FAILED, 0) for summary in summaries)
         if failed:
             say(f"{failed} rows failed; the same command with --retry-failed searches them again")
@@ -89,7 +90,7 @@ def _command(kind: type[Attack]) -> Any:
     run.__doc__ = f"""{kind.__doc__}
 
     Args:
-        out: Folder for the results; a run that is there already is resumed.
+        out: Folder for the results, or its URI (s3://bucket/folder); a run that is there already is resumed.
         retry_failed: Search the rows of that run again whose search failed.
     """
     return run

@@ -23,6 +23,7 @@ from jobs.subject import Subject, numbers
 from workers.actor import SharedModel
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
+from workers.places import Place
 from workers.results import SCHEMA_VERSION, Status
 from workers.versions import version_of, versions
 
@@ -113,7 +114,7 @@ def launch(
     attacks: Sequence[Attack],
     subject: Subject,
     selection: Selection,
-    out: Path,
+    out: Place,
     host: WorkerHost,
     *,
     retry_failed: bool = False,
@@ -140,7 +141,7 @@ def launch(
     if folder.exists:
         run.compare(folder.plan())
     resolved = None if folder.exists else _resolve(subject, selection)
-    made = [path for path in (folder.path, *folder.path.parents) if not path.exists()]
+    made = _absent(folder.place)
     with folder.locked():
         plan = folder.plan() if folder.exists else None
         try:
@@ -163,6 +164,11 @@ def launch(
         summaries.append(summary)
     subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summaries
+
+
+def _absent(place: Place) -> list[Path]:
+    """The folders that a start makes for a run on a disk, the innermost first."""
+    return [path for path in (place.path, *place.path.parents) if not path.exists()] if place.local else []
 
 
 @dataclass(frozen=True)
@@ -210,7 +216,7 @@ class _Launch:
                     field, have, want = name, have.get(name), want[name]
             have, want = (x[:12] + "…" if isinstance(x, str) and len(x) == 64 else x for x in (have, want))
             raise WrongInput(
-                f"--out {self.folder.path}: that run has {field} {have}, this start {want}; name another folder"
+                f"--out {self.folder.place}: that run has {field} {have}, this start {want}; name another folder"
             )
 
     def complete(self, plan: Plan | None, resolved: Resolved | None) -> Plan:
@@ -264,7 +270,6 @@ class _Launch:
         title = name if total == plan.rows else f"{name} (resumed, {plan.rows - total} rows done before)"
         searched = successes = failed = queries = 0
         seconds = 0.0
-        self.folder.parts.mkdir(parents=True, exist_ok=True)
         try:
             with progress(total, title, "rows") as bar:
                 for event in left.run(pool, model, self.host.where.shard_timeout):
@@ -291,7 +296,7 @@ class _Launch:
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted: {plan.shards - left.shards_left} of {plan.shards} shards are done in "
-                f"{self.folder.path}; run the same command again to resume"
+                f"{self.folder.place}; run the same command again to resume"
             ) from None
         except OSError as error:
             raise RuntimeError(f"{error}; what is done is kept: run the same command again to go on") from None

@@ -8,6 +8,7 @@ from cluster.store import Plan, RunFolder
 from jobs.subject import Subject, SubjectOptions, load_subject
 from workers.attacks import ATTACKS, Attack
 from workers.errors import WrongInput
+from workers.places import Place
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +35,7 @@ class RecordedRun:
         """
         name = self.plan.frozen["attack"]
         if name not in ATTACKS:
-            raise WrongInput(f"{self.folder.path}: made by an attack unknown here: {name}")
+            raise WrongInput(f"{self.folder.place}: made by an attack unknown here: {name}")
         return ATTACKS[name].at_each_budget(self.plan.frozen["parameters"])
 
     def tables(self) -> "list[tuple[Attack, pa.Table]]":
@@ -70,20 +71,20 @@ class RecordedRun:
                 name = options.model if what == "model" else options.data
                 hint = " (a function that draws new weights at each call needs --weights)" * (what == "model")
                 raise WrongInput(
-                    f"{self.folder.path}: {what} {name} is not the one of this run: its content changed{hint}"
+                    f"{self.folder.place}: {what} {name} is not the one of this run: its content changed{hint}"
                 )
         return subject
 
 
-def open_run(path: Path) -> RecordedRun:
+def open_run(place: Place) -> RecordedRun:
     """Opens a run's folder.
 
     Raises:
         WrongInput: when it is none, or its plan is broken.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(place)
     plan = folder.plan()
     lacking = sorted((_FROZEN - set(plan.frozen)) | (_RECORDED - set(plan.recorded)))
     if lacking:
-        raise WrongInput(f"{path}: its run.json lacks {', '.join(lacking)}")
+        raise WrongInput(f"{place}: its run.json lacks {', '.join(lacking)}")
     return RecordedRun(folder, plan)

@@ -11,6 +11,7 @@ from jobs.recorded import RecordedRun, open_run
 from jobs.subject import Subject
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
+from workers.places import Place
 
 __all__ = ["app", "write_page"]
 
@@ -25,18 +26,18 @@ app = App(
 
 
 @app.default
-def report(runs: list[Path], /, *, out: Path = Path("page.html"), open: bool = False) -> int:
+def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = False) -> int:
     """
     Args:
-        runs: Folders of runs; all of one model and one data set.
+        runs: Folders of runs, or their URIs; all of one model and one data set.
         out: The page.
         open: Show it in the browser.
     """
-    recorded = [open_run(path) for path in runs]
+    recorded = [open_run(Place.of(run)) for run in runs]
     for other in recorded[1:]:
         for what in ("model", "data", "split"):
             if other.plan.frozen[what] != recorded[0].plan.frozen[what]:
-                raise WrongInput(f"{other.folder.path}: another {what} than {recorded[0].folder.path}")
+                raise WrongInput(f"{other.folder.place}: another {what} than {recorded[0].folder.place}")
     write_page(recorded, recorded[0].subject(), out)
     print(f"page in {out}")
     if open:
@@ -57,7 +58,7 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
     require_place(out.parent)
     views = [
         RunView(
-            path=run.folder.path,
+            place=run.folder.place,
             attack=attack,
             target=run.plan.frozen["target"],
             planned=len(run.plan.ids),

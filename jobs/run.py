@@ -19,6 +19,7 @@ from jobs.train import train_model
 from workers.attacks import FGSM, JSMA, Attack, DifferentialEvolution, IterativeFGSM
 from workers.errors import WrongInput
 from workers.files import require_place
+from workers.places import Place
 from workers.results import Status
 from workers.sources import NAMES, load_data
 
@@ -86,10 +87,10 @@ def run(
         folders, broken = [], 0
         for name, attack, ids, target in _searches(subject, sizes):
             folders.append(out / "runs" / name)
-            (summary,) = launch((attack,), subject, Selection(ids=ids, target=target), folders[-1], host)
+            (summary,) = launch((attack,), subject, Selection(ids=ids, target=target), Place.of(folders[-1]), host)
             broken += summary.counts.get(Status.FAILED, 0)
     page = out / "page.html"
-    write_page([open_run(folder) for folder in folders], subject, page)
+    write_page([open_run(Place.of(folder)) for folder in folders], subject, page)
     print(f"done in {time.monotonic() - started:.0f} s; the page is {page.resolve()}")
     return 1 if broken else 0
 

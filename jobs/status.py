@@ -1,13 +1,13 @@
 """``brittle status``: how far a run is."""
 
 import sys
-from pathlib import Path
 
 from cyclopts import App
 
 from jobs.examples import examples
 from jobs.launch import sentence
 from jobs.recorded import open_run
+from workers.places import Place
 
 __all__ = ["app"]
 
@@ -22,12 +22,12 @@ app = App(
 
 
 @app.default
-def status(run: Path) -> int:
+def status(run: str) -> int:
     """
     Args:
-        run: The run's folder.
+        run: The run's folder, or its URI.
     """
-    recorded = open_run(run)
+    recorded = open_run(Place.of(run))
     plan, folder = recorded.plan, recorded.folder
     done = folder.done(plan)
     rows = sum(plan.part_rows(shard) for shard in done)

@@ -8,6 +8,7 @@ from cyclopts import App
 from jobs.examples import examples
 from jobs.progress import progress
 from jobs.recorded import open_run
+from workers.places import Place
 from workers.results import Status
 
 __all__ = ["app"]
@@ -26,15 +27,15 @@ app = App(
 
 
 @app.default
-def verify(run: Path, *, model: str | None = None, weights: Path | None = None, data: str | None = None) -> int:
+def verify(run: str, *, model: str | None = None, weights: Path | None = None, data: str | None = None) -> int:
     """
     Args:
-        run: The run's folder.
+        run: The run's folder, or its URI.
         model: Where the run's model is now, if it moved.
         weights: Where its weights are now, for a model given as module:function.
         data: Where the run's data is now, if it moved.
     """
-    recorded = open_run(run)
+    recorded = open_run(Place.of(run))
     plan, done = recorded.plan, recorded.folder.done(recorded.plan)
     subject = recorded.subject(model, weights, data)
     from analysis.replay import first_difference

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workers.places import Place
+
 if TYPE_CHECKING:
     from ray import ObjectRef
     from torch import nn
@@ -93,8 +95,8 @@ class Shard:
     split: str
     block: int
     batch: int
-    part: Path
-    by_products: Path
+    part: Place
+    by_products: Place
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class SearchActor:
             log.addHandler(handler)
             log.setLevel(logging.INFO)
 
-    def ready(self, model: SharedModel | None, probe: Path | None, token: str) -> Introduction:
+    def ready(self, model: SharedModel | None, probe: Place | None, token: str) -> Introduction:
         """Builds the model, so that a search need not, and says who is here.
 
         Args:
@@ -159,7 +161,7 @@ class SearchActor:
         if model is not None:
             self._built(model)
         if probe is not None:
-            probe.write_text(token)
+            probe.write(token.encode())
         node = ray.get_runtime_context().get_node_id()
         return Introduction(self.name, node, os.getpid(), self.device, versions())
 
@@ -191,7 +193,6 @@ class SearchActor:
         table = pa.concat_tables([result.to_table() for result in results])
         beside = [extra for result in results if (extra := by_products_table(result)) is not None]
         if beside:  # first, so that a part that is there has them
-            shard.by_products.parent.mkdir(exist_ok=True)
             write_part(pa.concat_tables(beside), shard.by_products)
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])

@@ -1,14 +1,21 @@
-"""The one error that means: what was given cannot be used."""
+"""The errors that mean: what was given cannot be used, and: where results lie cannot be reached."""
 
 from pydantic import ValidationError
 
-__all__ = ["WrongInput", "first_problem"]
+__all__ = ["StorageError", "WrongInput", "first_problem"]
 
 
 class WrongInput(ValueError):
     """Something the user gave is wrong; the message says in one line what was expected and what came.
 
     The command line prints the message on standard error and ends with exit code 2.
+    """
+
+
+class StorageError(OSError):
+    """A results folder cannot be read or written: the message names the place and the reason.
+
+    Neither the search nor its input is at fault: a full disk, a bucket whose access was withdrawn.
     """
 
 

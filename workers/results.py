@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from workers.files import write_whole
+from workers.places import Place
 
 if TYPE_CHECKING:
     from workers.attacks.attack import Attack
@@ -263,8 +262,14 @@ def schema(shape: Sequence[int]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=null) for name, kind, null in fields], metadata=metadata)
 
 
-def write_part(table: pa.Table, path: Path) -> None:
-    """Writes a table as one Parquet file that is either whole or absent."""
+def write_part(table: pa.Table, place: Place) -> None:
+    """Writes a table as one Parquet file that is either whole or absent.
+
+    The same rows go to the same place whoever writes them, so a part that is written twice is one part.
+
+    Raises:
+        StorageError: naming the place and the reason; nothing is left then.
+    """
     buffer = pa.BufferOutputStream()
     pq.write_table(table, buffer, compression="zstd")
-    write_whole(path, buffer.getvalue())
+    place.write(buffer.getvalue())

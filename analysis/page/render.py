@@ -16,6 +16,7 @@ from analysis.summary import Summary, summarise
 from workers.attacks.attack import Attack
 from workers.images import Dataset
 from workers.models.loading import ModelRecipe
+from workers.places import Place
 from workers.results import Status
 
 __all__ = ["RunView", "render"]
@@ -29,14 +30,14 @@ class RunView:
     """A run as the page needs it.
 
     Attributes:
-        path: its folder.
+        place: its folder.
         attack: the method with its parameters.
         target: as the user gave it, None when untargeted.
         planned: rows in the plan.
         table: the rows that are done.
     """
 
-    path: Path
+    place: Place
     attack: Attack
     target: str | None
     planned: int

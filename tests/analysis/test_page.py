@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from tests.workers.test_fgsm import predictions
 from workers.attacks import FGSM, JSMA
 from workers.images import Dataset
 from workers.models.loading import read_model
+from workers.places import Place
 
 
 def a_page() -> tuple[str, Dataset, list[RunView]]:
@@ -30,7 +30,7 @@ def a_page() -> tuple[str, Dataset, list[RunView]]:
     views = []
     for attack, target in ((FGSM(epsilon=0.2), None), (JSMA(), 2)):
         table = attack(model, images, labels, targets=target).to_table()
-        views.append(RunView(Path("runs") / attack.NAME, attack, None if target is None else "2", 30, table))
+        views.append(RunView(Place("runs") / attack.NAME, attack, None if target is None else "2", 30, table))
     return render(views, recipe, dataset, predictions(model, images) == labels), dataset, views
 
 

@@ -17,6 +17,7 @@ from workers.actor import Shard, SharedModel
 from workers.attacks import FGSM
 from workers.errors import WrongInput
 from workers.models.loading import read_model
+from workers.places import Place
 
 ROWS = 3
 KILLS, ONCE, HANGS, STARVES = 200, 100, 201, 202
@@ -84,8 +85,8 @@ def shard_of(work: Work, corner: int, folder: Path, model: SharedModel) -> Shard
         split="all",
         block=16,
         batch=64,
-        part=part,
-        by_products=folder / "b" / part.name,
+        part=Place.of(part),
+        by_products=Place.of(folder / "b" / part.name),
     )
 
 
@@ -100,7 +101,9 @@ class Searched:
             self.loads.append(work)
             return shard_of(work, corners[work.shard], folder, model)
 
-        queue = Queue(pool, map(Work, corners), load, lambda _: ROWS, model=model, folder=folder, timeout=timeout)
+        queue = Queue(
+            pool, map(Work, corners), load, lambda _: ROWS, model=model, folder=Place.of(folder), timeout=timeout
+        )
         events = [event for event in queue if event is not None]
         self.done = sorted(
             ((*event.work,) for event in events if isinstance(event, Done)), key=lambda w: (w[0], w[1] or 0)
@@ -144,7 +147,7 @@ def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Pa
             os.kill(pids[0], signal.SIGKILL)
         return shard_of(work, 0, tmp_path, model)
 
-    queue = Queue(pool, map(Work, range(8)), load, lambda _: ROWS, model=model, folder=tmp_path, timeout=60)
+    queue = Queue(pool, map(Work, range(8)), load, lambda _: ROWS, model=model, folder=Place.of(tmp_path), timeout=60)
     events = [event for event in queue if event is not None]
     assert sorted(event.work.shard for event in events if isinstance(event, Done)) == list(range(8))
     assert len(events) == 8
@@ -164,9 +167,9 @@ def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_pat
 
     def load(work: Work) -> Shard:
         loads.append(work)
-        return shard_of(work, 0, tmp_path / "absent", model)
+        return shard_of(work, 0, tmp_path / "absent" / "deeper", model)
 
-    queue = Queue(pool, map(Work, range(100)), load, lambda _: ROWS, model=model, folder=tmp_path, timeout=60)
+    queue = Queue(pool, map(Work, range(100)), load, lambda _: ROWS, model=model, folder=Place.of(tmp_path), timeout=60)
     with pytest.raises(OSError, match=r"shard \d cannot be written: .*No such file"):
         list(queue)
     assert len(set(loads)) < 10  # it does not search a hundred shards for nothing

@@ -14,6 +14,7 @@ from cluster.store import Plan, RunFolder
 from tests.conftest import random_images, random_model
 from workers.attacks import FGSM
 from workers.errors import WrongInput
+from workers.places import Place
 from workers.results import write_part
 from workers.search import search_budgets
 
@@ -39,7 +40,7 @@ def write_shard(folder: RunFolder, plan: Plan, shard: int, *, shift: int = 0) ->
 
 @pytest.mark.parametrize("targeted", [True, False])
 def test_a_plan_reads_back(tmp_path: Path, targeted: bool) -> None:
-    plan, folder = a_plan(targeted=targeted), RunFolder(tmp_path / "run")
+    plan, folder = a_plan(targeted=targeted), RunFolder(Place.of(tmp_path / "run"))
     assert not folder.exists
     folder.create(plan)
     found = folder.plan()
@@ -50,32 +51,32 @@ def test_a_plan_reads_back(tmp_path: Path, targeted: bool) -> None:
 
 
 def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(tmp_path)
+    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
     folder.create(plan)
     for shard in range(3):
         write_shard(folder, plan, shard)
     assert folder.done(plan) == [0, 1, 2]
-    whole = folder.part(1).read_bytes()
-    folder.part(1).write_bytes(whole[:-20])
+    whole = folder.part(1).read()
+    folder.part(1).write(whole[:-20])
     assert folder.done(plan) == [0, 2]
     write_shard(folder, plan, 1, shift=1)
     assert folder.done(plan) == [0, 2]
-    folder.part(1).write_bytes(folder.part(0).read_bytes())
+    folder.part(1).write(folder.part(0).read())
     assert folder.done(plan) == [0, 2]
-    table = pq.read_table(folder.part(2))
+    table = pq.read_table(folder.part(2).path)
     write_part(table.slice(0, len(table) // 2), folder.part(2))  # one of the two budgets
     assert folder.done(plan) == [0]
 
 
 def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(tmp_path)
+    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
     folder.create(plan)
     with pytest.raises(WrongInput, match="no results yet"):
         folder.tables(plan)
     for shard in (2, 0):
         write_shard(folder, plan, shard)
-    (folder.parts / "part-000009.parquet").write_bytes(folder.part(0).read_bytes())
-    folder.part(1).write_bytes(b"broken")
+    (folder.parts / "part-000009.parquet").write(folder.part(0).read())
+    folder.part(1).write(b"broken")
     tables = folder.tables(plan)
     assert len(tables) == 2
     for attack, table in zip(ATTACKS, tables, strict=True):
@@ -84,17 +85,17 @@ def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
 
 
 def test_broken_plans_are_refused(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "run")
+    folder = RunFolder(Place.of(tmp_path / "run"))
     with pytest.raises(WrongInput, match="it has no"):
         folder.plan()
     folder.create(a_plan())
-    (folder.path / "plan.parquet").write_bytes(b"no")
+    (folder.place / "plan.parquet").write(b"no")
     with pytest.raises(WrongInput, match="plan cannot be read"):
         folder.plan()
     folder.create(a_plan())
-    content = json.loads((folder.path / "run.json").read_text())
+    content = json.loads((folder.place / "run.json").read())
     for broken in ("{", json.dumps({**content, "images": 11}), json.dumps({"frozen": {}})):
-        (folder.path / "run.json").write_text(broken)
+        (folder.place / "run.json").write(broken.encode())
         with pytest.raises(WrongInput, match="plan cannot be read"):
             folder.plan()
 
@@ -102,39 +103,40 @@ def test_broken_plans_are_refused(tmp_path: Path) -> None:
 def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     with pytest.raises(WrongInput, match="not a run's folder"):
-        RunFolder(tmp_path).require_usable()
+        RunFolder(Place.of(tmp_path)).require_usable()
     with pytest.raises(WrongInput, match="not a folder"):
-        RunFolder(tmp_path / "mine.txt").require_usable()
-    RunFolder(tmp_path / "absent").require_usable()
+        RunFolder(Place.of(tmp_path / "mine.txt")).require_usable()
+    RunFolder(Place.of(tmp_path / "absent")).require_usable()
 
 
 def test_sweep_takes_temporary_files_only(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(tmp_path)
+    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
     folder.create(plan)
     write_shard(folder, plan, 0)
     stale = [
         folder.parts / ".part-000001.parquet.0.tmp",
-        folder.path / ".run.json.7.tmp",
+        folder.place / ".run.json.7.tmp",
         folder.parts / ".probe-0.tmp",
     ]
     for path in stale:
-        path.write_bytes(b"half")
+        path.write(b"half")
     folder.sweep()
     assert not any(path.exists() for path in stale)
     assert folder.done(plan) == [0]
 
 
 HOLD = """
-import pathlib, sys, time
+import sys, time
 from cluster.store import RunFolder
-with RunFolder(pathlib.Path(sys.argv[1])).locked():
+from workers.places import Place
+with RunFolder(Place.of(sys.argv[1])).locked():
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 def test_one_driver_and_a_killed_one_frees_the_folder(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(Place.of(tmp_path))
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None

@@ -471,8 +471,9 @@ def test_a_value_of_two_lines_is_told_in_one(
 
 def test_a_run_that_another_driver_holds(inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from cluster.store import RunFolder
+    from workers.places import Place
 
-    with RunFolder(Path("run")).locked():
+    with RunFolder(Place.of("run")).locked():
         refuse([*FGSM.split()[:-1], "run", "--limit", "2"], "another brittle is writing", inside, capfd)
 
 

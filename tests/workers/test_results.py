@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers.attacks import FGSM
+from workers.places import Place
 from workers.results import SCHEMA_VERSION, SearchResult, distances, schema, write_part
 
 
@@ -64,7 +65,7 @@ def test_failed_rows_hold_nothing_but_the_reason() -> None:
 def test_a_part_reads_back_everywhere(tmp_path: Path) -> None:
     table = some_rows().to_table()
     for number in range(2):
-        write_part(table, tmp_path / f"part-{number}.parquet")
+        write_part(table, Place.of(tmp_path / f"part-{number}.parquet"))
     assert pq.read_table(tmp_path).num_rows == 10
     assert pq.read_table(tmp_path / "part-0.parquet").equals(table)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["part-0.parquet", "part-1.parquet"]
