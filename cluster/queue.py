@@ -136,7 +136,7 @@ class Queue:
 
         for actor in self._pool.actors:
             self._bench(actor)
-        manned = time.monotonic()
+        manned = looked = time.monotonic()
         more = True
         while True:
             for actor in self._pool.grow():
@@ -161,7 +161,9 @@ class Queue:
                     yield from self._judge(reference)
                 else:
                     yield from self._land(reference)
-            self._kill_overdue()
+            if time.monotonic() - looked > TICK:
+                looked = time.monotonic()
+                self._kill_overdue()
 
     def _hand_out(self, more: bool) -> bool:
         """Gives work to idle actors, repeated work first; returns whether fresh work may be left."""
