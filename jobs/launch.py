@@ -1,7 +1,7 @@
 """One search from its options to its parts: resolve, freeze or compare, dispatch, sum up."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
-from workers.actor import SharedModel
+from workers.actor import ShardSummary, SharedModel
 from workers.attacks.attack import Attack
 from workers.errors import WrongInput
 from workers.places import Place
@@ -30,17 +30,23 @@ from workers.versions import version_of, versions
 if TYPE_CHECKING:
     from analysis.summary import Summary
 
-__all__ = ["Selection", "Where", "WorkerHost", "launch", "sentence"]
+__all__ = ["BLOCK", "Images", "Selection", "Watch", "Where", "WorkerHost", "launch", "resolve", "sentence"]
 
 BLOCK = 16
+"""Every call of a model is padded to a multiple of so many images."""
 CPU_BATCH = 64
 """The seed's CNN's fastest on a processor core; on a GPU the batch is what fits into its memory."""
 
 SHARDS_PER_WORKER = 4
 
 
-class Selection(BaseModel):
-    """Which images are attacked, and towards what."""
+Watch = Callable[[ShardSummary | None], str | None]
+"""Follows a run: called with what each finished shard came to, and with None about once a second; returns the figures
+to show beside the progress, or None to end the run here, as if what is done were all of it for now."""
+
+
+class Images(BaseModel):
+    """Which images are attacked."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,11 +54,16 @@ class Selection(BaseModel):
     correct: bool = Field(False, description="Only images that the model classifies correctly.")
     ids: str = Field("", description="Only these images, as 1,2,3 (positions in the split).")
     limit: int | None = Field(None, ge=1, description="Only the first N of what the other flags leave.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Keys every random draw, together with image, target and attack.")
+    shard_size: int | None = Field(None, ge=1, description="Images (and targets) a shard; results do not depend on it.")
+
+
+class Selection(Images):
+    """Which images are attacked, and towards what."""
+
     target: str | None = Field(
         None, description="A class, all (every other class), random or least-likely; untargeted when absent."
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Keys every random draw, together with image, target and attack.")
-    shard_size: int | None = Field(None, ge=1, description="Images (and targets) a shard; results do not depend on it.")
 
 
 class Where(BaseModel):
@@ -117,6 +128,8 @@ def launch(
     out: Place,
     host: WorkerHost,
     *,
+    title: str | None = None,
+    watch: Watch | None = None,
     retry_failed: bool = False,
 ) -> "list[Summary]":
     """Runs a search, at one budget or several, into a folder, or what is left of it; says what each came to.
@@ -127,7 +140,13 @@ def launch(
         selection: which of its images, towards what.
         out: the run's folder.
         host: where the search runs.
+        title: what the progress is called; the attack's name when None.
+        watch: follows the run, which then leaves the last word to it; a run that it ends early is resumed by the
+            same call.
         retry_failed: whether rows with status ``failed`` are searched again.
+
+    Returns:
+        A summary of what is done for each budget; empty when a watched run ended with no shard done.
 
     Raises:
         WrongInput: for options that do not fit the subject or the run that the folder holds.
@@ -137,10 +156,10 @@ def launch(
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
-    run = _Launch(attacks, subject, selection, folder, host, retry_failed)
+    run = _Launch(attacks, subject, selection, folder, host, title or attacks[0].NAME, watch, retry_failed)
     if folder.exists:
         run.compare(folder.plan())
-    resolved = None if folder.exists else _resolve(subject, selection)
+    resolved = None if folder.exists else resolve(subject, selection)
     made = _absent(folder.place)
     with folder.locked():
         plan = folder.plan() if folder.exists else None
@@ -153,12 +172,15 @@ def launch(
                 folder.sweep()  # the probes of workers that were left out
                 folder.forget(made)
             raise
+    if watch is not None and not folder.done(plan):
+        return []
     from analysis.summary import summarise
 
     summaries = []
     for attack, table in zip(attacks, folder.tables(plan), strict=True):
         summary = summarise(table)
-        print(sentence(attack, selection.target, summary))
+        if watch is None:
+            print(sentence(attack, selection.target, summary))
         if summary.first_error:
             say(f"the first failure: {summary.first_error}")
         summaries.append(summary)
@@ -180,6 +202,8 @@ class _Launch:
     selection: Selection
     folder: RunFolder
     host: WorkerHost
+    title: str
+    watch: Watch | None
     retry_failed: bool
 
     @cached_property
@@ -228,7 +252,7 @@ class _Launch:
         pool = self.host.pool()
         model = pool.share(self.subject.recipe)
         if plan is None:
-            resolved = resolved or _resolve(self.subject, self.selection)
+            resolved = resolved or resolve(self.subject, self.selection)
             shape = self.subject.dataset.shape
             batch = CPU_BATCH if pool.device == "cpu" else pool.fitting_batch(model, shape, BLOCK)
             plan = self._plan(resolved, pool, batch)
@@ -266,33 +290,27 @@ class _Launch:
         )
 
     def _search(self, plan: Plan, left: Completion, pool: SearchPool, model: SharedModel) -> None:
-        total, name = left.rows_left, self.attacks[0].NAME
-        title = name if total == plan.rows else f"{name} (resumed, {plan.rows - total} rows done before)"
-        searched = successes = failed = queries = 0
-        seconds = 0.0
+        total, budgets, tally = left.rows_left, len(plan.params_hashes), _Tally()
+        title = self.title if total == plan.rows else f"{self.title} (resumed, {plan.rows - total} rows done before)"
         try:
             with progress(total, title, "rows") as bar:
                 for event in left.run(pool, model, self.host.where.shard_timeout):
+                    rows, summary = 0, event.summary if isinstance(event, Done) else None
                     match event:
-                        case None:
-                            bar.advance(0)
+                        case Done(_, found):
+                            rows = found.rows
+                            tally.add(found)
                         case Narrowed(shard, reason):
                             say(f"shard {shard} failed, its rows are searched one by one: {reason}")
                         case Lost(work, reason):
-                            failed += len(plan.params_hashes)
+                            rows = budgets
+                            tally.failed += budgets
                             image = plan.ids[plan.span(work.shard)][work.row]
                             say(f"image {image} ({work}) is given up: {reason}")
-                            bar.advance(len(plan.params_hashes))
-                        case Done(_, summary):
-                            searched += summary.searched
-                            successes += summary.successes
-                            failed += summary.failed
-                            queries += summary.queries
-                            seconds += summary.seconds
-                            rate = f"success {successes / searched:.1%}" if searched else "nothing searched"
-                            speed = len(pool.actors) * queries / seconds if seconds else 0
-                            broken = f", {failed} failed" if failed else ""
-                            bar.advance(summary.rows, f"{rate}, {_short(speed)} queries/s{broken}")
+                    figures = tally.figures(len(pool.actors)) if self.watch is None else self.watch(summary)
+                    if figures is None:
+                        break
+                    bar.advance(rows, figures)
         except KeyboardInterrupt:
             raise Interrupted(
                 f"interrupted: {plan.shards - left.shards_left} of {plan.shards} shards are done in "
@@ -300,6 +318,32 @@ class _Launch:
             ) from None
         except OSError as error:
             raise RuntimeError(f"{error}; what is done is kept: run the same command again to go on") from None
+
+
+@dataclass
+class _Tally:
+    """What the shards of this start add up to."""
+
+    searched: int = 0
+    successes: int = 0
+    failed: int = 0
+    queries: int = 0
+    seconds: float = 0
+
+    def add(self, summary: ShardSummary) -> None:
+        self.searched += summary.searched
+        self.successes += summary.successes
+        self.failed += summary.failed
+        self.queries += summary.queries
+        self.seconds += summary.seconds
+
+    def figures(self, workers: int) -> str:
+        """In a few words; nothing while no shard is done."""
+        if not self.seconds:
+            return f"{self.failed} failed" if self.failed else ""
+        rate = f"success {self.successes / self.searched:.1%}" if self.searched else "nothing searched"
+        broken = f", {self.failed} failed" if self.failed else ""
+        return f"{rate}, {_short(workers * self.queries / self.seconds)} queries/s{broken}"
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -312,7 +356,12 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     return "; ".join([text, *others])
 
 
-def _resolve(subject: Subject, selection: Selection) -> Resolved:
+def resolve(subject: Subject, selection: Selection) -> Resolved:
+    """The images, and targets, that a selection leaves, in its order.
+
+    Raises:
+        WrongInput: for what does not fit the subject, or leaves nothing.
+    """
     dataset = subject.dataset
     if selection.label is not None and selection.label >= subject.classes:
         raise WrongInput(f"--label: the model has classes 0 to {subject.classes - 1}, got {selection.label}")

@@ -21,7 +21,7 @@ from jobs.main import main
 from workers.models.cnn import CNN
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ["data", "train", "attack", "verify", "status", "report", "run"]
+COMMANDS = ["data", "train", "attack", "evaluate", "verify", "status", "report", "run"]
 ATTACKS = ["fgsm", "ifgsm", "jsma", "de"]
 
 MODELS = """
@@ -176,6 +176,7 @@ DE = "attack de --model model --data good.npz --out out"
 ON = "--data good.npz --out out"
 TRAIN = "train --data digits --out out"
 RUN = "run --data digits --out out --epochs 1"
+EVALUATE = "evaluate --model model --data good.npz --out out"
 LONG = "x" * 300
 
 CASES = {
@@ -342,6 +343,28 @@ CASES = {
     "attack fgsm --model model --data digits --limit 2 --out run": "run",
     "attack fgsm --model model --data good.npz --limit 2 --out run --shard-size 7": "shard_size",
     "attack fgsm --model model --data good.npz --limit 2 --out cut": "cut",
+    # evaluations
+    "evaluate": "requires an argument",
+    "evaluate --model model --data good.npz": "--out",
+    f"{EVALUATE} --norm l1": "--norm",
+    f"{EVALUATE} --norm l2": "--epsilon",
+    f"{EVALUATE} --epsilon 0": "--epsilon",
+    f"{EVALUATE} --epsilon 1.1": "--epsilon",
+    f"{EVALUATE} --epsilon nan": "--epsilon",
+    f"{EVALUATE} --pixels 0": "--pixels",
+    f"{EVALUATE} --pixels 65": "--pixels",
+    f"{EVALUATE} --pixels 1 --epsilon 0.1": "--pixels",
+    f"{EVALUATE} --target 3": "--target",
+    f"{EVALUATE} --label 10": "--label",
+    f"{EVALUATE} --ids 20": "--ids",
+    f"{EVALUATE} --max-queries 0": "--max-queries",
+    f"{EVALUATE} --max-seconds 0": "--max-seconds",
+    f"{EVALUATE} --max-seconds inf": "--max-seconds",
+    f"{EVALUATE} --require 1.1": "--require",
+    f"{EVALUATE} --accept-undecided": "--accept-undecided",
+    "evaluate --model model --data good.npz --out a-file": "--out a-file",
+    "evaluate --model model --data good.npz --out foreign": "not an evaluation's folder",
+    "evaluate --model model --data good.npz --out run": "not an evaluation's folder",
     # YAML
     "attack absent.yaml --out out": "absent.yaml",
     "attack folder.yaml --out out": "folder.yaml",

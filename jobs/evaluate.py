@@ -1,0 +1,626 @@
+"""``brittle evaluate``: robust accuracy within a threat, bounded at any time, by attacks in order of cost."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+import numpy as np
+from cyclopts import App, Group, Parameter
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.store import RunFolder
+from jobs.examples import examples
+from jobs.exits import Interrupted
+from jobs.launch import BLOCK, Images, Selection, Where, WorkerHost, launch, resolve
+from jobs.progress import say
+from jobs.recorded import open_run
+from jobs.report import write_page
+from jobs.subject import Subject, SubjectOptions, load_subject
+from workers.actor import ShardSummary
+from workers.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    Attack,
+    DifferentialEvolution,
+    OnePixelExact,
+    PixelBeam,
+    RandomPixels,
+    SparseRS,
+    Square,
+)
+from workers.attacks.norm_ball import Norm
+from workers.errors import WrongInput
+from workers.files import exclusive, require_place, write_whole
+from workers.places import Place
+from workers.results import write_part
+from workers.versions import versions
+
+if TYPE_CHECKING:
+    from analysis.robustness import Judgement, Robustness, StageRows
+
+__all__ = ["Stage", "Threat", "app"]
+
+app = App(
+    name="evaluate",
+    help="""Bound the robust accuracy of a model within a threat, by attacks from cheap to dear.
+
+    Each attack searches the images that those before it did not break, so the bound falls fast and can be read at any
+    time. Ended by a budget, a crash or Ctrl-C, the same command goes on, with a larger budget if you like.
+    """,
+    help_epilogue=examples(
+        "brittle evaluate --model MODEL --data mnist --limit 1000 --norm linf --epsilon 0.1 --out E",
+        "brittle evaluate --model MODEL --data mnist --limit 1000 --epsilon 0.1 --max-seconds 60 --out E",
+        "brittle evaluate --model MODEL --data mnist --limit 200 --pixels 1 --require 0.9 --out E",
+    ),
+)
+
+
+FEW_BLOCKS = 8
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of an evaluation.
+
+    Attributes:
+        name: in the table, and of the run's folder.
+        attack: the search.
+        certifies: whether its certificates are about the whole threat.
+    """
+
+    name: str
+    attack: Attack
+    certifies: bool = False
+
+
+class Threat(BaseModel):
+    """What an attacker may do to an image: move it within ε in a norm, or change k pixels."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; linf when --pixels is absent.")
+    epsilon: float | None = Field(None, description="ε, for pixels in [0, 1]; 0.1 with linf when absent.")
+    pixels: int | None = Field(None, ge=1, description="k pixels may change, to anything, instead of a norm and ε.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
+            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
+        if self.norm == "l2" and self.epsilon is None:
+            raise WrongInput("--epsilon: must be given with --norm l2")
+        return self
+
+    @property
+    def ball(self) -> tuple[Norm, float]:
+        """Norm and ε of a threat that is not one of pixels."""
+        return self.norm or "linf", 0.1 if self.epsilon is None else self.epsilon
+
+    def describe(self) -> dict[str, Any]:
+        """As ``verdict.json`` has it."""
+        return {"pixels": self.pixels} if self.pixels else dict(zip(("norm", "epsilon"), self.ball, strict=True))
+
+    def __str__(self) -> str:
+        if self.pixels:
+            return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
+        norm, epsilon = self.ball
+        return f"{'L∞' if norm == 'linf' else 'L2'} ε = {epsilon:g}"
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
+
+        Raises:
+            WrongInput: for an ε or k that no attack takes.
+        """
+        if self.pixels == 1:
+            return (
+                Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
+                Stage("pixel-beam", PixelBeam(pixels=1)),
+                Stage("one-pixel-exact", OnePixelExact(), certifies=True),
+                Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
+            )
+        if k := self.pixels:
+            return (
+                Stage("random-pixels", RandomPixels(pixels=k, max_queries=100)),
+                Stage("pixel-beam-1", PixelBeam(pixels=k, width=1, candidates=max(200, k))),
+                Stage("pixel-beam", PixelBeam(pixels=k, candidates=max(200, k))),
+                Stage("sparse-rs", SparseRS(pixels=k, max_queries=5000)),
+                Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
+            )
+        norm, epsilon = self.ball
+        first = (Stage("fgsm", FGSM(epsilon=epsilon)),) if norm == "linf" else ()
+        return (
+            *first,
+            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10)),
+            Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
+            Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
+            Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
+            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=5000)),
+        )
+
+
+class Budget(BaseModel):
+    """What an evaluation may spend, all its starts together; when it is spent the evaluation ends with what it has."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    max_queries: int | None = Field(
+        None, ge=1, description="Model evaluations of finished shards; looked at whenever a shard ends."
+    )
+    max_seconds: float | None = Field(None, gt=0, description="Wall time; shards in flight are dropped at its end.")
+
+    def spent(self, queries: int, seconds: float) -> str:
+        """Which budget is spent, in words; empty when there is some left."""
+        if self.max_queries is not None and queries >= self.max_queries:
+            return f"the budget of {self.max_queries} queries is spent"
+        if self.max_seconds is not None and seconds >= self.max_seconds:
+            return f"the budget of {self.max_seconds:g} seconds is spent"
+        return ""
+
+
+class Question(BaseModel):
+    """What is asked of the evaluation."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    require: float | None = Field(
+        None, ge=0, le=1, description="Lowest acceptable robust accuracy; exit code 1 unless it is certified to hold."
+    )
+    accept_undecided: bool = Field(False, description="Exit code 1 only when the model is shown to fall below that.")
+    all_attacks: bool = Field(False, description="Search broken images too, so that every attack has met every image.")
+
+
+@app.default
+def evaluate(
+    *,
+    subject: Annotated[SubjectOptions, Parameter(name="*", group=Group("Model and images"))],
+    out: Annotated[str, Parameter(group=Group("Model and images"))],
+    threat: Annotated[Threat | None, Parameter(name="*", group=Group("Threat"))] = None,
+    images: Annotated[Images | None, Parameter(name="*", group=Group("Which images"))] = None,
+    question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
+    budget: Annotated[Budget | None, Parameter(name="*", group=Group("Budget"))] = None,
+    where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
+) -> int:
+    """
+    Args:
+        out: Folder for the verdict, the table of images, the page and the runs; an evaluation there is resumed.
+    """
+    threat, images, question = threat or Threat(), images or Images(), question or Question()
+    stages = threat.stages()
+    if question.accept_undecided and question.require is None:
+        raise WrongInput("--accept-undecided: goes with --require")
+    place = Place.of(out)
+    if not place.local:
+        raise WrongInput(f"--out {out}: an evaluation's folder lies on a disk; a single attack's may lie elsewhere")
+    folder = EvaluationFolder(place.path)
+    folder.require_usable()
+    host = WorkerHost(where or Where())
+    loaded = load_subject(subject)
+    fitting, unfit = _fitting(stages, loaded)
+    asked = {
+        **threat.describe(),
+        **images.model_dump(mode="json"),
+        "all_attacks": question.all_attacks,
+        "split": loaded.dataset.split,
+        "model": loaded.recipe.content_hash,
+        "data": loaded.data_hash,
+        **versions(),
+        "threads": host.resources.threads,
+        "attacks": {stage.name: stage.attack.params_hash for stage in fitting},
+    }
+    if folder.exists:
+        folder.compare(asked)
+    ids = resolve(loaded, Selection(**images.model_dump())).ids
+    made = [path for path in (folder.path, *folder.path.absolute().parents) if not path.exists()]
+    with folder.locked():
+        if fresh := not folder.exists:
+            folder.create(asked)
+        else:
+            folder.compare(asked)
+        evaluation = _Evaluation(
+            loaded, threat, images, question, budget or Budget(), folder, host, fitting, unfit, ids
+        )
+        try:
+            with host:
+                evaluation.run()
+        except WrongInput:
+            if fresh and not evaluation.rows:
+                folder.forget(made)
+            raise
+        return evaluation.conclude()
+
+
+def _fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...], dict[str, str]]:
+    """The stages whose attack fits model and images, and why each of the others does not.
+
+    Raises:
+        WrongInput: when none does.
+    """
+    fitting, unfit = [], {}
+    for stage in stages:
+        try:
+            stage.attack.check(subject.dataset.shape, subject.classes)
+        except WrongInput as error:
+            unfit[stage.name] = str(error).split(": ", 1)[-1]
+            first = error
+        else:
+            fitting.append(stage)
+    if not fitting:
+        raise first
+    return tuple(fitting), {name: f"left out: {reason}" for name, reason in unfit.items()}
+
+
+class EvaluationFolder:
+    """An evaluation on disk: ``evaluation.json``, ``runs/NAME``, ``images.parquet``, ``verdict.json``, ``page.html``.
+
+    Args:
+        path: the folder, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.page = path / "page.html"
+
+    @property
+    def exists(self) -> bool:
+        """Whether an evaluation is frozen here."""
+        return (self.path / "evaluation.json").is_file()
+
+    def require_usable(self) -> None:
+        """Refuses a path that holds something else.
+
+        Raises:
+            WrongInput: when it is a file, or a folder with other things in it.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise WrongInput(f"--out {self.path}: exists and is not a folder")
+        ours = (".lock", ".evaluation.json.")
+        if self.path.exists() and not self.exists and not all(x.name.startswith(ours) for x in self.path.iterdir()):
+            raise WrongInput(f"--out {self.path}: exists and is not an evaluation's folder")
+        require_place(self.path)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Holds the folder for one driver.
+
+        Raises:
+            WrongInput: when another driver holds it.
+        """
+        return exclusive(self.path)
+
+    def create(self, asked: dict[str, Any]) -> None:
+        """Freezes what is evaluated."""
+        write_whole(self.path / "evaluation.json", (json.dumps(asked, indent=1) + "\n").encode())
+
+    def compare(self, asked: dict[str, Any]) -> None:
+        """Refuses to go on with another evaluation than the one that is here.
+
+        Raises:
+            WrongInput: naming the field.
+        """
+        have = self._read("evaluation.json")
+        for name in asked | have:
+            if (one := have.get(name)) != (other := asked.get(name)):
+                said, wanted = (text if len(text := str(value)) < 50 else f"{text[:12]}…" for value in (one, other))
+                raise WrongInput(
+                    f"--out {self.path}: that evaluation has {name} {said}, this start {wanted}; name another folder"
+                )
+
+    def forget(self, made: Sequence[Path]) -> None:
+        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
+        for name in ("evaluation.json", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.path / "runs", *made):
+            with suppress(OSError):  # absent, or somebody has put something there meanwhile
+                folder.rmdir()
+
+    def run(self, stage: Stage) -> Place:
+        """The folder of a stage's run."""
+        return Place.of(self.path / "runs" / stage.name)
+
+    def seconds(self) -> float:
+        """Wall time that earlier starts have spent, as far as they wrote it down.
+
+        Raises:
+            WrongInput: when ``verdict.json`` is broken.
+        """
+        if not (self.path / "verdict.json").exists():
+            return 0.0
+        try:
+            return float(self._read("verdict.json")["spent"]["seconds"])
+        except (KeyError, TypeError, ValueError):
+            raise WrongInput(f"--out {self.path}: its verdict.json does not say the seconds spent") from None
+
+    def write(self, verdict: dict[str, Any], known: "Robustness") -> None:
+        """Writes what is known so far."""
+        write_part(known.to_table(), Place.of(self.path / "images.parquet"))
+        write_whole(self.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads((self.path / name).read_text())
+            if not isinstance(content, dict):
+                raise ValueError("expected an object")
+        except (OSError, ValueError) as error:
+            raise WrongInput(f"--out {self.path}: its {name} cannot be read: {error}") from None
+        return content
+
+
+@dataclass
+class _Evaluation:
+    """An evaluation while it runs.
+
+    Attributes:
+        rows: of the stages so far, the last one perhaps in part.
+        complete: names of the stages that are done.
+        ended: why no more stages are run; empty while they are.
+    """
+
+    subject: Subject
+    threat: Threat
+    images: Images
+    question: Question
+    budget: Budget
+    folder: EvaluationFolder
+    host: WorkerHost
+    stages: Sequence[Stage]
+    unfit: dict[str, str]
+    ids: np.ndarray
+    rows: "list[StageRows]" = field(default_factory=list)
+    complete: list[str] = field(default_factory=list)
+    ended: str = ""
+    introduced: bool = False
+
+    def run(self) -> None:
+        """Runs what is left of the stages, until all are done or the budget is spent.
+
+        Raises:
+            WrongInput: for a run that is in the folder and is another one.
+            Interrupted: when stopped; the same command resumes.
+        """
+        self.earlier, self.started = self.folder.seconds(), time.monotonic()
+        for number, stage in enumerate(self.stages):
+            before, known = self.rows, self.known
+            chosen = known.left(broken_too=self.question.all_attacks) if before else self.ids
+            if not len(chosen):
+                self.ended = "no image is left to search"
+                break
+            self.rows = [*before, *self._read(stage)]
+            if not self._done(stage):
+                self.ended = self.budget.spent(int(self.known.queries.sum()), self.seconds)
+            if not self.ended:
+                self._search(number, stage, chosen, before)
+            self._print(stage)
+            if self.ended:
+                break
+        self.folder.write(self.verdict(), self.known)
+
+    def introduce(self) -> None:
+        """Says once what is evaluated; not before a start that is refused, which has one line to say."""
+        if self.introduced:
+            return
+        self.introduced = True
+        say(f"robust accuracy within {self.threat} on {len(self.ids)} images of {self.subject.dataset.name}")
+        for name, reason in self.unfit.items():
+            say(f"{name}: {reason}")
+        print(
+            f"{'stage':<16} {'searched':>8} {'broken':>7} {'robust accuracy at most':>36} "
+            f"{'queries':>10} {'gradients':>10} {'seconds':>8}",
+            flush=True,
+        )
+
+    def _search(self, number: int, stage: Stage, chosen: np.ndarray, before: "list[StageRows]") -> None:
+        """Runs a stage, or what is left of it, and writes down what is known then.
+
+        Args:
+            number: of the stages before it.
+            stage: the attack; its rows that are there already are the last of `rows`.
+            chosen: int64 ``[n]``, ids of the images to search.
+            before: the rows of the stages before it.
+        """
+        path = self.folder.run(stage)
+        if not self._done(stage):
+            self.host.pool()  # refuses what does not fit before anything is said
+            self.introduce()
+        if before:
+            ids, size = ",".join(map(str, chosen.tolist())), self.images.shard_size
+            if not RunFolder(path).exists:
+                size = size or self._shard_size(len(chosen))
+            selection = Selection(ids=ids, seed=self.images.seed, shard_size=size)
+        else:
+            selection = Selection(**self.images.model_dump())
+        live = _Live(self, before)
+        title = f"{number + 1}/{len(self.stages)} {stage.name}"
+        try:
+            launch((stage.attack,), self.subject, selection, path, self.host, title=title, watch=live)
+        except (Interrupted, RuntimeError):
+            self.rows = [*before, *self._read(stage)]
+            self.folder.write(self.verdict(), self.known)
+            raise
+        self.rows = [*before, *self._read(stage)]
+        if self._done(stage):
+            self.complete.append(stage.name)
+        else:
+            self.ended = live.ended or "it did not come to its end"
+        self.folder.write(self.verdict(), self.known)
+
+    @property
+    def not_run(self) -> dict[str, str]:
+        """Why each stage that is not complete is not, by name."""
+        waiting = [stage.name for stage in self.stages if stage.name not in self.complete]
+        return self.unfit | dict.fromkeys(waiting, self.ended or "not finished yet")
+
+    def _shard_size(self, count: int) -> int | None:
+        """Of a stage with so many images; None leaves it to `launch`.
+
+        The few that the first stages leave would be dealt out in twos and threes. A search within a ball puts one
+        image of each into a call, which is padded to a block: a shard of a block takes no longer than a smaller one.
+        """
+        few = self.threat.pixels is None and count <= FEW_BLOCKS * BLOCK
+        return BLOCK if few else None
+
+    @property
+    def known(self) -> "Robustness":
+        """The standing of every image now."""
+        from analysis.robustness import Robustness
+
+        return Robustness(self.ids, self.subject.dataset.labels[self.ids], self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time spent, all starts together."""
+        return self.earlier + time.monotonic() - self.started
+
+    def _done(self, stage: Stage) -> bool:
+        folder = RunFolder(self.folder.run(stage))
+        return folder.exists and len(folder.done(plan := folder.plan())) == plan.shards
+
+    def _read(self, stage: Stage) -> "list[StageRows]":
+        """The rows of a stage that are there, in a list; empty when there are none."""
+        from analysis.robustness import COLUMNS, StageRows
+
+        folder = RunFolder(self.folder.run(stage))
+        if not folder.exists or not folder.done(plan := folder.plan()):
+            return []
+        (table,) = folder.tables(plan)
+        return [StageRows(stage.name, stage.certifies, table.select(COLUMNS))]
+
+    def _print(self, stage: Stage) -> None:
+        known = self.known
+        if (tally := known.tallies.get(stage.name)) is None:
+            return
+        self.introduce()
+        print(
+            f"{stage.name:<16} {tally.searched:>8} {tally.broken:>7} {known.at_most!s:>36} "
+            f"{tally.queries:>10} {tally.gradients:>10} {tally.seconds:>8.1f}",
+            flush=True,
+        )
+
+    def verdict(self) -> dict[str, Any]:
+        """What ``verdict.json`` holds."""
+        from analysis.robustness import bound
+
+        known, judgement = self.known, self._judgement()
+        certifying = any(stage.certifies and stage.name in known.tallies for stage in self.stages)
+        return {
+            "verdict": str(judgement.verdict),
+            "reasons": judgement.reasons,
+            "require": self.question.require,
+            "threat": self.threat.describe(),
+            "robust_accuracy": {"bound": "upper"} | bound(known.at_most),
+            "certified_accuracy": {"bound": "lower"} | bound(known.at_least) if certifying else None,
+            "clean_accuracy": bound(known.clean),
+            "images": {"count": len(self.ids), "only_correct": self.images.correct, "failed": known.failed},
+            "stages": [
+                {
+                    "name": stage.name,
+                    "attack": stage.attack.NAME,
+                    "parameters": stage.attack.model_dump(mode="json"),
+                    "params_hash": stage.attack.params_hash,
+                    "run": str(self.folder.run(stage).path.relative_to(self.folder.path)),
+                    "complete": stage.name in self.complete,
+                    **vars(known.tallies[stage.name]),
+                }
+                for stage in self.stages
+                if stage.name in known.tallies
+            ],
+            "not_run": self.not_run,
+            "budget": self.budget.model_dump(mode="json"),
+            "spent": {
+                "queries": int(known.queries.sum()),
+                "gradients": int(known.gradients.sum()),
+                "worker_seconds": float(known.seconds.sum()),
+                "seconds": self.seconds,
+            },
+        }
+
+    def _judgement(self) -> "Judgement":
+        from analysis.robustness import judge
+
+        known = self.known
+        judgement = judge(known.at_most, known.at_least, self.question.require)
+        more = []
+        if self.images.correct:
+            more.append("only correctly classified images were taken: robust accuracy is a share of these")
+        if known.failed:
+            more.append(
+                f"a search failed on {known.failed} images, which count as not broken unless another attack broke them"
+            )
+        unfinished = [stage.name for stage in self.stages if stage.name not in self.complete]
+        if unfinished and len(known.left()):
+            more.append(f"not run to their end: {', '.join(unfinished)}")
+        return judgement.because(*more)
+
+    def conclude(self) -> int:
+        """Says the verdict, writes the page, and returns the exit code."""
+        from analysis.robustness import Verdict
+
+        self.introduce()
+        known, judgement, out = self.known, self._judgement(), self.folder.path
+        print(f"clean accuracy {known.clean}")
+        for reason in judgement.reasons:
+            print(reason)
+        for name, reason in self.not_run.items():
+            print(f"{name}: {reason}")
+        if self.question.require is not None:
+            print(f"verdict: {judgement.verdict}")
+        print(f"verdict in {out / 'verdict.json'}, images in {out / 'images.parquet'}")
+        if self.rows:
+            self._write_page()
+        met = {Verdict.HOLDS, Verdict.NONE_ASKED} | ({Verdict.UNDECIDED} if self.question.accept_undecided else set())
+        return 1 if known.failed or judgement.verdict not in met else 0
+
+    def _write_page(self) -> None:
+        runs = [open_run(self.folder.run(stage)) for stage in self.stages if stage.name in self.known.tallies]
+        try:
+            write_page(runs, self.subject, self.folder.page)
+        except WrongInput:
+            raise
+        except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything
+            say(f"no page: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        else:
+            print(f"page in {self.folder.page}")
+
+
+class _Live:
+    """Follows a stage: the bound so far, and whether the budget is spent.
+
+    A shard tells how many images it broke, not which: where broken images are searched again, those of this stage
+    may be those of the stages before, and the larger of the two numbers is what is sure.
+    """
+
+    def __init__(self, evaluation: _Evaluation, before: "list[StageRows]") -> None:
+        from analysis.robustness import Standing
+
+        self._evaluation, known = evaluation, evaluation.known
+        here = [known.tallies[stage.name] for stage in evaluation.rows[len(before) :]]
+        self._broken_before = known.count(Standing.BROKEN) - sum(tally.broken for tally in here)
+        self._successes = sum(tally.successes for tally in here)
+        self._wrong, self._queries = known.count(Standing.WRONG), int(known.queries.sum())
+        self.ended = ""
+
+    def __call__(self, summary: ShardSummary | None) -> str | None:
+        from analysis.statistics import Rate
+
+        if summary is not None:
+            self._wrong += summary.rows - summary.searched - summary.failed
+            self._successes += summary.successes
+            self._queries += summary.queries
+        evaluation = self._evaluation
+        self.ended = evaluation.budget.spent(self._queries, evaluation.seconds)
+        if self.ended:
+            return None
+        both = (self._broken_before, self._successes)
+        broken = max(both) if evaluation.question.all_attacks else sum(both)
+        count = len(evaluation.ids)
+        return f"robust accuracy ≤ {Rate(count - self._wrong - broken, count)}, {self._queries} queries"
+
+
+if __name__ == "__main__":
+    from jobs.main import main
+
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,118 @@
+"""What is known of each image after several attacks, and the verdict."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from analysis.robustness import Robustness, StageRows, Standing, Verdict, judge
+from analysis.statistics import Rate
+from workers.results import Status
+
+
+def stage(name: str, found: dict[int, Status], *, certifies: bool = False, label: int = 3) -> StageRows:
+    """A stage's rows: 10 queries, 4 gradients and half a second an image that was searched."""
+    searched = [status in (Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED) for status in found.values()]
+    clean = {Status.ALREADY_WRONG: label + 1, Status.FAILED: None}
+    columns = {
+        "image_id": pa.array(list(found), pa.int64()),
+        "label": pa.array([label] * len(found), pa.int32()),
+        "status": pa.array([str(status) for status in found.values()]).dictionary_encode(),
+        "clean_prediction": pa.array([clean.get(status, label) for status in found.values()], pa.int32()),
+        "queries": pa.array([10 * was for was in searched], pa.int64()),
+        "gradients": pa.array([4 * was for was in searched], pa.int64()),
+        "seconds": pa.array([0.5 * was for was in searched]),
+        "error": pa.array(["it broke" if status == Status.FAILED else None for status in found.values()], pa.string()),
+    }
+    return StageRows(name, certifies, pa.table(columns))
+
+
+IDS = np.array([7, 2, 9, 4, 1, 8])
+FIRST = stage(
+    "first",
+    {
+        7: Status.SUCCESS,
+        2: Status.EXHAUSTED,
+        9: Status.ALREADY_WRONG,
+        4: Status.FAILED,
+        1: Status.CERTIFIED,
+        8: Status.EXHAUSTED,
+    },
+)
+
+
+def known(*stages: StageRows) -> Robustness:
+    return Robustness(IDS, np.full(len(IDS), 3), stages)
+
+
+def test_without_rows_everything_is_possible() -> None:
+    nothing = known()
+    assert nothing.at_most == Rate(6, 6)
+    assert nothing.at_least == Rate(0, 6)
+    assert nothing.clean == Rate(0, 0)
+    assert nothing.left().tolist() == IDS.tolist()
+    assert nothing.to_table()["clean_prediction"].null_count == 6
+
+
+def test_an_image_is_broken_by_the_first_that_breaks_it() -> None:
+    both = known(FIRST, stage("second", {7: Status.SUCCESS, 8: Status.SUCCESS, 2: Status.EXHAUSTED}))
+    assert both.broken_by.tolist() == ["first", None, None, None, None, "second"]
+    assert both.at_most == Rate(3, 6)
+    assert both.left().tolist() == [2, 4, 1]
+    assert both.left(broken_too=True).tolist() == [7, 2, 4, 1, 8]
+    assert both.queries.tolist() == [20, 20, 0, 0, 10, 20]
+    assert both.gradients.tolist() == [8, 8, 0, 0, 4, 8]
+    assert both.seconds.tolist() == [1, 1, 0, 0, 0.5, 1]
+    second = both.tallies["second"]
+    assert (second.searched, second.successes, second.broken, second.queries, second.seconds) == (3, 2, 1, 30, 1.5)
+
+
+def test_a_failed_row_breaks_nothing_and_is_told() -> None:
+    one = known(FIRST)
+    assert one.failed == 1
+    assert one.error.tolist() == [None, None, None, "first: it broke", None, None]
+    assert one.standing[3] == Standing.ROBUST
+    assert one.clean == Rate(4, 5)
+    assert one.to_table()["error"].to_pylist()[3] == "first: it broke"
+    later = known(FIRST, stage("second", {4: Status.SUCCESS}))
+    assert later.standing[3] == Standing.BROKEN
+    assert later.clean == Rate(5, 6)
+
+
+def test_only_a_certificate_of_the_whole_threat_counts() -> None:
+    assert known(FIRST).at_least == Rate(0, 6)
+    whole = known(stage("exact", {1: Status.CERTIFIED, 7: Status.SUCCESS}, certifies=True))
+    assert whole.at_least == Rate(1, 6)
+    assert whole.at_most == Rate(5, 6)
+    assert 1 not in whole.left()
+    assert whole.to_table()["status"].to_pylist() == ["broken", "robust", "robust", "robust", "certified", "robust"]
+
+
+def test_rows_of_strangers_are_refused() -> None:
+    with pytest.raises(ValueError, match="first: has rows of images that are not evaluated"):
+        known(stage("first", {3: Status.SUCCESS}))
+
+
+@pytest.mark.parametrize(
+    ("left", "certified", "require", "verdict"),
+    [
+        (100, 0, None, Verdict.NONE_ASKED),
+        (100, 0, 0.9, Verdict.UNDECIDED),
+        (100, 0, 0.0, Verdict.HOLDS),  # nothing is asked of it
+        (85, 0, 0.9, Verdict.UNDECIDED),  # 0.767 to 0.907
+        (80, 0, 0.9, Verdict.BROKEN),  # 0.711 to 0.867
+        (0, 0, 0.01, Verdict.UNDECIDED),  # 0 to 0.037
+        (0, 0, 0.05, Verdict.BROKEN),
+        (97, 97, 0.9, Verdict.HOLDS),  # 0.915 to 0.990
+        (97, 95, 0.9, Verdict.UNDECIDED),  # 0.888 to 0.978
+    ],
+)
+def test_verdicts(left: int, certified: int, require: float | None, verdict: Verdict) -> None:
+    judgement = judge(Rate(left, 100), Rate(certified, 100), require)
+    assert judgement.verdict == verdict
+    assert judgement.reasons
+    assert judgement.because("more").reasons[-1] == "more"
+
+
+def test_no_verdict_without_images() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        judge(Rate(0, 0), Rate(0, 0), 0.5)

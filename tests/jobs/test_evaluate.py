@@ -1,0 +1,274 @@
+"""The evaluation on a real Ray: the bound, what is written, resumption after kills and budgets, certificates."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.evaluate import Stage, Threat
+from jobs.main import main
+from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
+from workers.errors import WrongInput
+from workers.results import Status
+
+ROOT = Path(__file__).parent.parent.parent
+LIMIT = 60
+
+
+def command(model: Path, out: Path, *flags: str) -> list[str]:
+    limit = [] if "--limit" in flags else ["--limit", str(LIMIT)]
+    return ["evaluate", "--model", str(model), "--data", "mnist", "--out", str(out), *limit, *flags]
+
+
+def verdict(out: Path) -> dict[str, Any]:
+    return json.loads((out / "verdict.json").read_text())
+
+
+def images(out: Path) -> list[dict[str, Any]]:
+    return pq.read_table(out / "images.parquet").drop_columns(["seconds"]).to_pylist()
+
+
+def told(out: Path) -> dict[str, Any]:
+    """The verdict without what may differ between two evaluations of the same."""
+    found = verdict(out)
+    stages = [{name: value for name, value in stage.items() if name != "seconds"} for stage in found.pop("stages")]
+    spent = {name: found["spent"][name] for name in ("queries", "gradients")}
+    return found | {"stages": stages, "spent": spent, "budget": None}
+
+
+@pytest.fixture
+def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three short attacks in place of the norm threats' own."""
+
+    def stages(threat: Threat) -> tuple[Stage, ...]:
+        epsilon = threat.ball[1]
+        attacks = FGSM(epsilon=epsilon), PGD(epsilon=epsilon, steps=4), APGD(epsilon=epsilon, steps=8, loss="dlr")
+        return tuple(Stage(attack.NAME, attack) for attack in attacks)
+
+    monkeypatch.setattr(Threat, "stages", stages)
+
+
+@pytest.fixture(scope="module")
+def calm(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed evaluation."""
+    out = tmp_path_factory.mktemp("evaluations") / "calm"
+    assert main(command(mnist_folder, out, "--epsilon", "0.2", "--shard-size", "10")) == 0
+    return out
+
+
+def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found, rows = verdict(calm), images(calm)
+    assert found["verdict"] == "none asked"
+    assert found["threat"] == {"norm": "linf", "epsilon": 0.2}
+    assert [row["image_id"] for row in rows] == list(range(LIMIT))
+    broken: dict[int, str] = {}
+    queries = dict.fromkeys(range(LIMIT), 0)
+    left = set(range(LIMIT))
+    for stage in found["stages"]:
+        searched = pq.read_table(calm / stage["run"] / "parts").to_pylist()
+        assert {row["image_id"] for row in searched} == left
+        for row in searched:
+            queries[row["image_id"]] += row["queries"]
+            if row["status"] == Status.SUCCESS:
+                broken[row["image_id"]] = stage["name"]
+        left -= {row["image_id"] for row in searched if row["status"] in (Status.SUCCESS, Status.ALREADY_WRONG)}
+        assert main(["verify", str(calm / stage["run"])]) == 0
+    assert len({*broken.values()}) > 1
+    assert {row["image_id"]: row["broken_by"] for row in rows if row["status"] == "broken"} == broken
+    assert {row["image_id"] for row in rows if row["status"] == "robust"} == left
+    assert [row["queries"] for row in rows] == list(queries.values())
+    assert all((row["clean_prediction"] != row["label"]) == (row["status"] == "wrong") for row in rows)
+    assert found["robust_accuracy"]["images"] == len(left)
+    assert found["robust_accuracy"]["interval"][0] <= len(left) / LIMIT <= found["robust_accuracy"]["interval"][1]
+    assert found["clean_accuracy"]["images"] == sum(row["status"] != "wrong" for row in rows)
+    assert found["spent"]["queries"] == sum(queries.values())
+    assert {stage["name"] for stage in found["stages"]} | set(found["not_run"]) == {
+        stage.name for stage in Threat(epsilon=0.2).stages()
+    }
+    assert "fgsm --epsilon 0.2" in (calm / "page.html").read_text()
+
+
+def test_the_same_again_needs_no_ray(
+    calm: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
+    before, small = images(calm), ("--epsilon", "0.2", "--shard-size", "10", "--max-queries", "1")
+    assert main(command(mnist_folder, calm, *small, "--require", "0.9")) == 1
+    said = capsys.readouterr().out
+    assert "verdict: broken" in said
+    assert verdict(calm)["verdict"] == "broken"
+    assert main(command(mnist_folder, calm, *small, "--require", "0.01")) == 1
+    assert verdict(calm)["verdict"] == "undecided"
+    assert main(command(mnist_folder, calm, *small, "--require", "0.01", "--accept-undecided")) == 0
+    assert main(command(mnist_folder, calm, *small)) == 0
+    assert images(calm) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (("--epsilon", "0.1"), "epsilon"),
+        (("--norm", "l2", "--epsilon", "0.2"), "norm"),
+        (("--pixels", "1"), "pixels"),
+        (("--epsilon", "0.2", "--limit", "59"), "limit"),
+        (("--epsilon", "0.2", "--correct"), "correct"),
+        (("--epsilon", "0.2", "--seed", "1"), "seed"),
+        (("--epsilon", "0.2", "--split", "train"), "split"),
+        (("--epsilon", "0.2", "--all-attacks"), "all_attacks"),
+        (("--epsilon", "0.2", "--mean", "0.1", "--std", "0.3"), "model"),
+        (("--epsilon", "0.2", "--shard-size", "7"), "shard_size"),
+        (("--epsilon", "0.2", "--cpus-per-worker", "2"), "threads"),
+    ],
+)
+def test_another_evaluation_is_refused(
+    change: tuple[str, ...], field: str, calm: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in calm.rglob("*")}
+    shards = () if "--shard-size" in change else ("--shard-size", "10")
+    assert main(command(mnist_folder, calm, *change, *shards)) == 2
+    out, err = capsys.readouterr()
+    assert f"has {field} " in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert before == {path: path.stat().st_mtime_ns for path in calm.rglob("*")}
+
+
+def test_ended_by_budgets_killed_and_resumed(
+    calm: Path, mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "stormy"
+    flags = ("--epsilon", "0.2", "--shard-size", "10")
+    assert main(command(mnist_folder, out, *flags, "--max-seconds", "0.000001")) == 0
+    assert verdict(out)["robust_accuracy"]["value"] == 1
+    assert set(verdict(out)["not_run"]) == {stage.name for stage in Threat(epsilon=0.2).stages()}
+    assert not (out / "page.html").exists()
+
+    assert main(command(mnist_folder, out, *flags, "--max-queries", "15")) == 0
+    assert "fgsm: the budget of 15 queries is spent" in capsys.readouterr().out
+    (partial,) = verdict(out)["stages"]
+    assert not partial["complete"]
+    assert 15 <= partial["queries"] < LIMIT
+    assert verdict(out)["spent"]["seconds"] > 0
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.evaluate", *command(mnist_folder, out, *flags)[1:]],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("runs/pgd/parts/part-*.parquet")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    if process.poll() is None:
+        capsys.readouterr()
+        assert main(command(mnist_folder, out, *flags)) == 2
+        assert "another brittle is writing" in capsys.readouterr().err
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+    assert main(command(mnist_folder, out, *flags)) == 0
+    assert images(out) == images(calm)
+    assert told(out) == told(calm)
+
+
+@pytest.mark.usefixtures("few_stages")
+def test_every_attack_on_every_image(calm: Path, mnist_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "all"
+    assert main(command(mnist_folder, out, "--epsilon", "0.2", "--all-attacks")) == 0
+    found = verdict(out)
+    right = found["clean_accuracy"]["images"]
+    assert [stage["searched"] for stage in found["stages"]] == [right] * 3
+    assert found["stages"][1]["successes"] > found["stages"][1]["broken"]
+    assert found["robust_accuracy"]["images"] == right - sum(stage["broken"] for stage in found["stages"])
+
+
+def test_one_pixel_is_certified(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pixel"
+    flags = ("--pixels", "1", "--correct", "--limit", "12", "--require", "0.5")
+    assert main(command(mnist_folder, out, *flags)) == 0
+    found, rows = verdict(out), images(out)
+    assert found["verdict"] == "holds"
+    assert any("only correctly classified" in reason for reason in found["reasons"])
+    assert {row["status"] for row in rows} <= {"certified", "broken"}
+    assert found["certified_accuracy"]["images"] == sum(row["status"] == "certified" for row in rows)
+    assert found["certified_accuracy"]["value"] == found["robust_accuracy"]["value"]
+    assert found["not_run"] == {"de": "no image is left to search"}
+
+
+@pytest.mark.usefixtures("few_stages")
+def test_a_model_of_two_classes_that_breaks_on_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "two_classes_of_corners.py").write_text(
+        "import torch\n"
+        "class Fragile(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.linear = torch.nn.Linear(48, 2)\n"
+        "    def forward(self, x):\n"
+        "        if (x[:, 0, 0, 0] >= 0.9).any():\n"
+        "            raise ValueError('cannot see white corners')\n"
+        "        return self.linear(x.flatten(1) - 0.4)\n"
+    )
+    pixels = np.random.default_rng(0).integers(0, 200, (12, 3, 4, 4)).astype(np.uint8)
+    pixels[6, 0, 0, 0] = 255
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(12) % 2)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    subject = ["--model", "two_classes_of_corners:Fragile", "--data", "images.npz"]
+    assert main(["evaluate", *subject, "--out", "E", "--epsilon", "0.02", "--workers", "1"]) == 1
+    found = verdict(tmp_path / "E")
+    said, aside = capsys.readouterr()
+    assert found["not_run"] == {"apgd": "left out: dlr needs a model of at least 3 classes, this one has 2"}
+    assert "apgd: left out" in aside
+    assert found["images"]["failed"] == 1
+    (row,) = [row for row in images(tmp_path / "E") if row["error"]]
+    assert (row["image_id"], row["status"], row["clean_prediction"]) == (6, "robust", None)
+    assert "cannot see white corners" in row["error"]
+    assert "a search failed on 1 images" in said
+    assert "no page: ValueError: cannot see white corners" in aside
+
+
+def test_a_refused_start_leaves_nothing(mnist_folder: Path, tmp_path: Path) -> None:
+    for flags in (("--workers", "1000"), ("--label", "10"), ("--pixels", "785")):
+        assert main(command(mnist_folder, tmp_path / "new" / "E", *flags)) == 2
+        assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("threat", "said"),
+    [
+        ({"pixels": 1, "epsilon": 0.1}, "--pixels"),
+        ({"pixels": 1, "norm": "linf"}, "--pixels"),
+        ({"norm": "l2"}, "--epsilon"),
+    ],
+)
+def test_threats_that_are_refused(threat: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Threat(**threat)
+
+
+def test_the_stages_of_a_threat() -> None:
+    ball = Threat(norm="l2", epsilon=1.5).stages()
+    assert all((stage.attack.norm, stage.attack.epsilon) == ("l2", 1.5) for stage in ball)  # type: ignore[attr-defined]
+    assert Threat().stages() == Threat(norm="linf", epsilon=0.1).stages()
+    for k in (1, 2, 5, 300):
+        for stage in Threat(pixels=k).stages():
+            assert getattr(stage.attack, "pixels", None) == k
+            assert stage.certifies == (k == 1 and isinstance(stage.attack, OnePixelExact))
+    assert any(isinstance(stage.attack, PixelBeam) for stage in Threat(pixels=300).stages())
+    for epsilon in (0.0, 1.5):
+        with pytest.raises(WrongInput, match="--epsilon"):
+            Threat(epsilon=epsilon).stages()
