@@ -13,9 +13,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.completion import Completion
+from cluster.metrics import SearchMetrics
 from cluster.pool import Resources, SearchPool
 from cluster.queue import Done, Lost, Narrowed
-from cluster.session import open_session
+from cluster.session import open_session, require_lasting
 from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
 from jobs.progress import progress, say
@@ -104,7 +105,7 @@ class WorkerHost:
     def pool(self) -> SearchPool:
         """The pool, started at the first call."""
         if self._pool is None:
-            session = self._stack.enter_context(open_session(self.where.address))
+            session = self._stack.enter_context(open_session(self.where.address, say))
             self._pool = SearchPool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
             self._pool.start()
@@ -153,6 +154,8 @@ def launch(
         Interrupted: when stopped; the same command resumes.
     """
     RunFolder(out).require_usable()
+    if out.local:
+        require_lasting(out.path)
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
@@ -291,6 +294,7 @@ class _Launch:
 
     def _search(self, plan: Plan, left: Completion, pool: SearchPool, model: SharedModel) -> None:
         total, budgets, tally = left.rows_left, len(plan.params_hashes), _Tally()
+        metrics = SearchMetrics(self.attacks[0].NAME, self.folder.place.name)
         title = self.title if total == plan.rows else f"{self.title} (resumed, {plan.rows - total} rows done before)"
         try:
             with progress(total, title, "rows") as bar:
@@ -300,6 +304,7 @@ class _Launch:
                         case Done(_, found):
                             rows = found.rows
                             tally.add(found)
+                            metrics.shard(found)
                         case Narrowed(shard, reason):
                             say(f"shard {shard} failed, its rows are searched one by one: {reason}")
                         case Lost(work, reason):
@@ -307,6 +312,7 @@ class _Launch:
                             tally.failed += budgets
                             image = plan.ids[plan.span(work.shard)][work.row]
                             say(f"image {image} ({work}) is given up: {reason}")
+                    metrics.workers(len(pool.actors))
                     figures = tally.figures(len(pool.actors)) if self.watch is None else self.watch(summary)
                     if figures is None:
                         break

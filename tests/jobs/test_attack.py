@@ -181,7 +181,7 @@ def test_another_start_is_refused(
 
 
 def test_a_finished_run_needs_no_ray(small_run: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.launch.open_session", lambda *address: pytest.fail("Ray was started"))
     assert main(attack(mnist_folder, small_run, "fgsm", "--limit", "40", "--epsilon", "0.15", "--workers", "2")) == 0
 
 
