@@ -2,6 +2,11 @@
 
 import hashlib
 import inspect
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +18,52 @@ from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.loading import read_model
+from workers.places import Place
 from workers.sources import load_data
 from workers.training.plain import Recipe, train
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The URI of a bucket on an S3 server of this machine, which the environment leads to."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                deadline = time.monotonic() + 120
+                while True:
+                    try:
+                        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+                        break
+                    except OSError:
+                        assert server.poll() is None
+                        assert time.monotonic() < deadline
+                        time.sleep(0.1)
+                import s3fs
+
+                s3fs.S3FileSystem().mkdir("brittle")
+                yield "s3://brittle"
+        finally:
+            server.kill()
+
+
+@pytest.fixture(params=["disk", "s3"])
+def free_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """Where nothing is yet: on a disk, and on S3."""
+    if request.param == "disk":
+        return Place.of(tmp_path / "run")
+    return Place.of(f"{request.getfixturevalue('s3')}/{tmp_path.parent.name}-{tmp_path.name}")
 
 
 @pytest.fixture(scope="session")

@@ -58,12 +58,16 @@ def exclusive(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, by a lock on its ``.lock`` that a kill -9 frees at once.
 
     Raises:
-        WrongInput: when another process holds it.
+        WrongInput: when another process holds it, or it cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path, deadline = folder / ".lock", time.monotonic() + LOCK_SECONDS
     while True:
-        with path.open("a") as file:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = path.open("a")
+        except OSError as error:
+            raise WrongInput(f"--out {folder}: cannot be written to: {error.strerror}") from None
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

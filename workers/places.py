@@ -132,7 +132,7 @@ class Place:
 
         Raises:
             FileNotFoundError: when it is absent.
-            StorageError: when it cannot be reached.
+            StorageError: when it cannot be reached; what pyarrow raises for a broken file is left as it is.
         """
         import pyarrow as pa
 
@@ -141,8 +141,17 @@ class Place:
                 file: Any = self.path.open("rb")
             else:  # pyarrow asks for exact ranges: a cache would only fetch more
                 file = self._filesystem.open(self._key, "rb", cache_type="none")
-        with file, self._reaching(passing=(pa.ArrowException, ValueError)):  # a file that is broken, not out of reach
-            yield file
+        broken: Exception | None = None
+        with file, self._reaching():
+            try:
+                yield file
+            except (OSError, ValueError, pa.ArrowException) as error:
+                # A plain OSError without a number is pyarrow's word for a broken file: not one out of reach.
+                if isinstance(error, OSError) and (type(error) is not OSError or error.errno is not None):
+                    raise
+                broken = error
+        if broken is not None:
+            raise broken
 
     def write(self, content: bytes) -> None:
         """Writes the file whole, in place of what was there; the folder that it lies in comes to be.
@@ -208,13 +217,11 @@ class Place:
         return fsspec.core.url_to_fs(self.uri, use_listings_cache=False)
 
     @contextmanager
-    def _reaching(
-        self, *, writing: bool = False, passing: tuple[type[Exception], ...] = (StorageError,)
-    ) -> Iterator[None]:
+    def _reaching(self, *, writing: bool = False) -> Iterator[None]:
         """Turns what a filesystem raises into one kind of error that names the place and the reason."""
         try:
             yield
-        except passing:
+        except StorageError:
             raise
         except (FileNotFoundError, FileExistsError) as error:
             if writing and isinstance(error, FileNotFoundError):  # no bucket, no folder

@@ -262,7 +262,7 @@ def schema(shape: Sequence[int]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=null) for name, kind, null in fields], metadata=metadata)
 
 
-def write_part(table: pa.Table, place: Place) -> None:
+def write_part(table: pa.Table, place: Place, *, row_group_size: int | None = None) -> None:
     """Writes a table as one Parquet file that is either whole or absent.
 
     The same rows go to the same place whoever writes them, so a part that is written twice is one part.
@@ -271,5 +271,5 @@ def write_part(table: pa.Table, place: Place) -> None:
         StorageError: naming the place and the reason; nothing is left then.
     """
     buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer, compression="zstd")
-    place.write(buffer.getvalue())
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_size)
+    place.write(buffer.getvalue().to_pybytes())
