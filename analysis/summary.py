@@ -11,7 +11,10 @@ import pyarrow.compute as pc
 from analysis.statistics import Rate
 from workers.results import SEARCHED, Status
 
-__all__ = ["Summary", "summarise"]
+__all__ = ["SUMMARISED", "Summary", "summarise"]
+
+SUMMARISED = ("image_id", "status", "success", "l0", "l2", "linf", "queries", "seconds", "error")
+"""The columns that a summary needs."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +41,22 @@ class Summary:
 
 
 def summarise(table: pa.Table) -> Summary:
-    """Summarises the rows of one run at one budget."""
-    status = table["status"].cast(pa.string())
+    """Summarises the rows of one run at one budget; of their columns it reads `SUMMARISED`."""
+    status = table["status"]
     counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
-    successes = table.filter(table["success"])
-    searched = table.filter(pc.is_in(status, pa.array(map(str, SEARCHED))))
-    broken = table.filter(pc.equal(status, str(Status.FAILED))).slice(0, 1).select(["image_id", "error"]).to_pylist()
+    distances = table.select(["l0", "l2", "linf"]).filter(table["success"])
+    searched = sum(counts.get(ended, 0) for ended in SEARCHED)
+    broken: list[dict[str, Any]] = []
+    if Status.FAILED in counts:
+        row = pc.index(status.cast(pa.string()), str(Status.FAILED)).as_py()
+        broken = table.select(["image_id", "error"]).slice(row, 1).to_pylist()
     return Summary(
         counts=counts,
-        success=Rate(len(successes), len(searched)),
-        l0=_median(successes["l0"]),
-        l2=_median(successes["l2"]),
-        linf=_median(successes["linf"]),
-        queries=_median(searched["queries"]),
+        success=Rate(len(distances), searched),
+        l0=_median(distances["l0"]),
+        l2=_median(distances["l2"]),
+        linf=_median(distances["linf"]),
+        queries=_median(table["queries"].filter(pc.is_in(status, pa.array(map(str, SEARCHED))))),
         seconds=pc.sum(table["seconds"]).as_py() or 0.0,
         first_error=f"image {broken[0]['image_id']}: {broken[0]['error']}" if broken else None,
     )

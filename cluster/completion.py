@@ -45,9 +45,7 @@ class Completion:
         self._whole[list(done)] = False
         self._rows = {shard: self._singles.missing(shard, rows) for shard, rows in self._singles.staged().items()}
         if retry_failed:
-            for shard in done:
-                if shard not in self._rows and (failed := self._singles.failed(shard)):
-                    self._rows[shard] = failed
+            self._rows = folder.failed(plan) | self._rows
         self._whole[list(self._rows)] = False
         for shard in [shard for shard, rows in self._rows.items() if not rows]:  # stopped just before that
             self._finish(shard)

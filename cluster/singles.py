@@ -48,22 +48,19 @@ class Singles:
                 found.setdefault(int(shard), set()).add(int(row))
         return found
 
-    def failed(self, shard: int) -> set[int]:
-        """The rows of a shard that is done whose search broke, at any budget."""
-        with self._folder.part(shard).open() as file:
-            status = pq.read_table(file, columns=["status"])["status"].cast(pa.string())
-        return set((np.flatnonzero(pc.equal(status, str(Status.FAILED)).to_numpy()) % self._images(shard)).tolist())
-
     def missing(self, shard: int, staged: set[int]) -> set[int]:
         """The rows of a shard that neither its part nor a file here has an end for."""
-        wanted = self.failed(shard) if self._folder.has(self._plan, shard) else set(range(self._images(shard)))
-        return wanted - staged
+        images, base = self._images(shard), self._folder.rows(self._plan, shard)
+        if base is None:
+            return set(range(images)) - staged
+        failed = pc.equal(base["status"].cast(pa.string()), str(Status.FAILED)).to_numpy()
+        return set((np.flatnonzero(failed) % images).tolist()) - staged
 
     def assemble(self, shard: int) -> None:
         """Writes a shard's part, once nothing is missing."""
         images, rows = self._images(shard), sorted(self.staged()[shard])
         singles = {row: self._read(self.part(shard, row)) for row in rows}
-        base = self._read(self._folder.part(shard)) if self._folder.has(self._plan, shard) else None
+        base = self._folder.rows(self._plan, shard)
         order = [  # what is not staged stands in the part
             singles[row].slice(budget, 1) if row in singles else cast(pa.Table, base).slice(budget * images + row, 1)
             for budget in range(len(self._plan.params_hashes))
@@ -78,11 +75,11 @@ class Singles:
     def _assemble_by_products(self, shard: int, beside: list[Place], singles: list[pa.Table]) -> None:
         if not beside:
             return
-        tables, whole = [self._read(place) for place in beside], self._folder.by_products(shard)
-        if whole.exists():  # without what the rows that were searched again left before
-            again, before = {key for table in singles for key in _keys(table)}, self._read(whole)
+        tables, before = [self._read(place) for place in beside], self._folder.by_products_of(shard)
+        if before is not None:  # without what the rows that were searched again left
+            again = {key for table in singles for key in _keys(table)}
             tables.insert(0, before.filter(pa.array([key not in again for key in _keys(before)])))
-        write_part(pa.concat_tables(tables), whole)
+        write_part(pa.concat_tables(tables), self._folder.by_products(shard))
 
     def _images(self, shard: int) -> int:
         span = self._plan.span(shard)

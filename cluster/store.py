@@ -2,20 +2,33 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.lease import Lease, leased
+from cluster.parts import (
+    TARGET_BYTES,
+    PartFile,
+    compact,
+    innermost_first,
+    part_files,
+    part_name,
+    read_ahead,
+    settle,
+    shard_rows,
+)
 from workers.errors import StorageError, WrongInput
 from workers.files import exclusive, held, require_place
 from workers.places import Place
-from workers.results import write_part
+from workers.results import Status, write_part
 
 __all__ = ["Plan", "RunFolder"]
 
@@ -71,6 +84,7 @@ class RunFolder:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.parts = place / "parts"
+        self._lease: Lease | None = None
 
     @property
     def exists(self) -> bool:
@@ -83,19 +97,24 @@ class RunFolder:
         Raises:
             WrongInput: when it is a file, or a folder with other things in it.
         """
-        ours = {"plan.parquet", "parts", ".lock"}
+        ours = ("plan.parquet", "parts", ".lock", ".lease-", ".plan.parquet.", ".run.json.")
         if self.place.local:
             if self.place.path.exists() and not self.place.path.is_dir():
                 raise WrongInput(f"--out {self.place}: exists and is not a folder")
             require_place(self.place.path)
         try:
-            if not self.exists and set(self.place.names()) - ours:
+            if not self.exists and not all(name.startswith(ours) for name in self.place.names()):
                 raise WrongInput(f"--out {self.place}: exists and is not a run's folder")
         except StorageError as error:
             raise WrongInput(f"--out {error}") from None
 
     def create(self, plan: Plan) -> None:
-        """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent."""
+        """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent.
+
+        Raises:
+            StorageError: when it cannot be written.
+        """
+        self._confirm()
         columns: dict[str, Any] = {"image_id": plan.ids}
         columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
         schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
@@ -153,20 +172,48 @@ class RunFolder:
             raise WrongInput(f"{self.place}: its plan cannot be read: {str(error).splitlines()[0]}") from None
         return plan
 
-    def locked(self) -> AbstractContextManager[None]:
-        """Holds the folder for one driver; the lock ends with the process, even one killed with -9.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one driver.
+
+        On a disk by a lock that ends with the process, even one killed with -9; elsewhere by a `Lease`, which a
+        process on the same host may take over at once after a kill, and others after some seconds.
 
         Raises:
-            WrongInput: when another driver holds it.
+            WrongInput: when another driver holds it, or it cannot be written to.
         """
-        return exclusive(self.place.path)
+        if self.place.local:
+            with exclusive(self.place.path):
+                yield
+            return
+        with Lease(self.place) as self._lease:
+            try:
+                yield
+            finally:
+                self._lease = None
+
+    def check_held(self) -> None:
+        """For a driver's loop: costs nothing.
+
+        Raises:
+            StorageError: when another driver has taken the folder over; only where it is held by a lease.
+        """
+        if self._lease is not None:
+            self._lease.check()
 
     def busy(self) -> bool:
         """Whether a driver is at work here now."""
-        return held(self.place.path)
+        return held(self.place.path) if self.place.local else leased(self.place)
 
-    def sweep(self) -> None:
-        """Removes the temporary files of processes that were killed; only for the holder of the lock."""
+    def sweep(self, plan: Plan | None = None) -> None:
+        """Clears up after drivers and workers that were killed; only for the holder of the lock.
+
+        Removes temporary files and, where the plan is known, leaves each shard in one file: it ends a compaction
+        that was cut short.
+
+        Raises:
+            StorageError: when the folder cannot be written to, or another driver has taken it over.
+        """
         for folder in (self.place, self.parts, self.place / "by-products", self.place / "singles"):
             for name in folder.names():
                 if name.startswith(".") and name.endswith(".tmp"):
@@ -175,49 +222,242 @@ class RunFolder:
         if self.place.local:
             with contextlib.suppress(OSError):  # absent, or in use
                 (self.place / "singles").path.rmdir()
+        if plan is not None:
+            for folder, valid in self._tables(plan):
+                settle(folder, valid, self._confirm)
 
     def part(self, shard: int) -> Place:
-        """The file of a shard's rows."""
-        return self.parts / f"part-{shard:06d}.parquet"
+        """Where a shard's rows are written."""
+        return self.parts / part_name(shard)
 
     def by_products(self, shard: int) -> Place:
-        """The file of what an attack leaves beside a shard's rows, by the same key; few attacks leave any."""
-        return self.place / "by-products" / f"part-{shard:06d}.parquet"
+        """Where a worker writes what an attack leaves beside a shard's rows, by the same key; few leave any."""
+        return self.place / "by-products" / part_name(shard)
 
     def done(self, plan: Plan) -> list[int]:
-        """The shards whose part is there with a valid footer and exactly the shard's rows."""
-        return [shard for shard in range(plan.shards) if self.has(plan, shard)]
+        """The shards whose rows are there, in a part with a valid footer; footers and keys are read for it."""
+        return sorted(shard for shards, _ in self._held(plan, ()) for shard in shards)
 
-    def tables(self, plan: Plan) -> list[pa.Table]:
+    def rows(self, plan: Plan, shard: int) -> pa.Table | None:
+        """The rows of a shard that is done, a budget after the other; None of another."""
+        table = shard_rows(self.parts, shard)
+        whole = PartFile(shard, shard, self.part(shard))
+        return table if table is not None and _holds(plan, whole, table) else None
+
+    def by_products_of(self, shard: int) -> pa.Table | None:
+        """What an attack left beside the rows of a shard, None for nothing."""
+        return shard_rows(self.place / "by-products", shard)
+
+    def failed(self, plan: Plan) -> dict[int, set[int]]:
+        """The rows with status ``failed`` at any budget, by the shard that they are in."""
+        found: dict[int, set[int]] = {}
+        for shards, table in self._held(plan, ("status",)):
+            failed, start = pc.equal(table["status"].cast(pa.string()), str(Status.FAILED)).to_numpy(), 0
+            for shard in shards:
+                count = plan.part_rows(shard)
+                if len(rows := np.flatnonzero(failed[start : start + count])):
+                    found[shard] = set((rows % (count // len(plan.params_hashes))).tolist())
+                start += count
+        return found
+
+    def tables(self, plan: Plan, columns: Sequence[str] | None = None) -> list[pa.Table]:
         """For each budget the rows of the shards that are done, in the order of the plan.
 
-        Raises:
-            WrongInput: when none is.
-        """
-        done = self.done(plan)
-        if not done:
-            raise WrongInput(f"{self.place}: has no results yet")
-        parts: list[list[pa.Table]] = [[] for _ in plan.params_hashes]
-        for shard in done:
-            with self.part(shard).open() as file:
-                part, images = pq.read_table(file), len(plan.ids[plan.span(shard)])
-            for budget, rows in enumerate(parts):
-                rows.append(part.slice(budget * images, images))
-        return [pa.concat_tables(rows) for rows in parts]
+        Args:
+            plan: the run's.
+            columns: what to read of each row; all when None, which takes the images along.
 
-    def has(self, plan: Plan, shard: int) -> bool:
-        """Whether a shard is done."""
-        span, budgets = plan.span(shard), len(plan.params_hashes)
-        try:
-            with self.part(shard).open() as file:
-                keys = pq.read_table(file, columns=["image_id", "target"])
-        except FileNotFoundError:
-            return False
-        except (StorageError, pa.ArrowException):
-            return False
-        if not np.array_equal(keys["image_id"].to_numpy(), np.tile(plan.ids[span], budgets)):
-            return False
-        if plan.targets is None:
-            return bool(keys["target"].null_count == len(keys))
-        targets = np.tile(plan.targets[span], budgets)
-        return not keys["target"].null_count and np.array_equal(keys["target"].to_numpy(), targets)
+        Raises:
+            WrongInput: when none is done.
+        """
+        collected = [_Rows() for _ in plan.params_hashes]
+        shards: list[int] = []
+        for first, tables in self._pieces(plan, columns):
+            shards.append(first)
+            for rows, table in zip(collected, tables, strict=True):
+                rows.add(table, small=columns is not None)
+        if not shards:
+            raise WrongInput(f"{self.place}: has no results yet")
+        return [rows.in_order(shards) for rows in collected]
+
+    def batches(self, plan: Plan, rows: int) -> Iterator[list[pa.Table]]:
+        """The rows that are done for each budget, a number of them at once: for runs larger than memory.
+
+        Args:
+            plan: the run's.
+            rows: how many of each budget at least, save for the last batch; a whole part is never split.
+
+        Yields:
+            Parts in the order of the plan, unless a compaction is under way.
+        """
+        waiting: list[list[pa.Table]] = []
+        for _, tables in self._pieces(plan, None):
+            waiting.append(tables)
+            if sum(len(tables[0]) for tables in waiting) >= rows:
+                yield [pa.concat_tables(budget) for budget in zip(*waiting, strict=True)]
+                waiting = []
+        if waiting:
+            yield [pa.concat_tables(budget) for budget in zip(*waiting, strict=True)]
+
+    def _pieces(self, plan: Plan, columns: Sequence[str] | None) -> Iterator[tuple[int, list[pa.Table]]]:
+        """The first of some shards that follow each other, and their rows for each budget; part by part."""
+        budgets = len(plan.params_hashes)
+        for shards, rows in self._held(plan, columns):
+            start = 0
+            for run in _runs(shards):
+                counts = [plan.part_rows(shard) for shard in run]
+                part = rows.slice(start, sum(counts))
+                start += len(part)
+                yield run[0], [part] if budgets == 1 else _by_budget(part, counts, budgets)
+
+    def compact(self, plan: Plan, on_files: Callable[[int], None], *, target_bytes: int = TARGET_BYTES) -> None:
+        """Merges small parts into large ones; only for the holder of the lock, after `sweep`.
+
+        Readers see each row once meanwhile, and after a kill at any moment.
+
+        Args:
+            plan: the run's.
+            on_files: called with the number of files just dealt with; `compactable` says how many there are.
+            target_bytes: of a merged file, uncompressed.
+
+        Raises:
+            StorageError: when the folder cannot be written to, or another driver has taken it over.
+        """
+        for folder, files in self._usable(plan):
+            compact(folder, files, self._confirm, target_bytes=target_bytes, on_files=on_files)
+
+    def compactable(self, plan: Plan) -> int:
+        """The number of files that `compact` goes through."""
+        return sum(len(files) for _, files in self._usable(plan))
+
+    def _usable(self, plan: Plan) -> list[tuple[Place, list[PartFile]]]:
+        done = set(self.done(plan))
+        return [
+            (folder, [file for file in part_files(folder) if done.issuperset(file.shards)])
+            for folder, _ in self._tables(plan)
+        ]
+
+    def _tables(self, plan: Plan) -> list[tuple[Place, Callable[[PartFile, pa.Table], bool]]]:
+        """The two folders of Parquet files, by-products first, and what makes a file of each valid."""
+        return [
+            (self.place / "by-products", lambda file, table: file.last < plan.shards),
+            (self.parts, lambda file, table: _holds(plan, file, table)),
+        ]
+
+    def _confirm(self) -> None:
+        if self._lease is not None:
+            self._lease.confirm()
+
+    def _held(self, plan: Plan, columns: Sequence[str] | None) -> Iterator[tuple[list[int], pa.Table]]:
+        """Shards that are done and their rows, file by file, each shard once."""
+        seen: set[int] = set()
+
+        def read(file: PartFile) -> tuple[PartFile, pa.Table | None, bool]:
+            wanted = None if columns is None else [*columns, *(key for key in _KEYS if key not in columns)]
+            try:
+                with file.place.open() as source:
+                    table = pq.ParquetFile(source, pre_buffer=True).read(columns=wanted)
+            except FileNotFoundError:
+                return file, None, True
+            except StorageError:
+                raise
+            except (OSError, pa.ArrowException):
+                return file, None, False
+            if not _holds(plan, file, table):
+                return file, None, False
+            return file, table if columns is None else table.select(columns), False
+
+        while True:
+            files = [
+                file
+                for group in innermost_first(part_files(self.parts))
+                for file in group
+                if file.last < plan.shards and not seen.issuperset(file.shards)
+            ]
+            vanished = False
+            for file, table, gone in read_ahead(read, files):
+                vanished |= gone  # a compaction has merged it since: its rows are in another file now
+                shards = [shard for shard in file.shards if shard not in seen]
+                if table is None or not shards:
+                    continue
+                seen.update(shards)
+                yield shards, table if len(shards) == len(file.shards) else _rows_of(plan, file, table, shards)
+            if not vanished:
+                return
+
+
+_KEYS = ("image_id", "target")
+
+
+def _holds(plan: Plan, file: PartFile, table: pa.Table) -> bool:
+    """Whether a table has exactly the keys of a file's shards, in order."""
+    budgets = len(plan.params_hashes)
+    if file.last >= plan.shards:
+        return False
+    spans = [plan.span(shard) for shard in file.shards]
+    if len(table) != budgets * sum(span.stop - span.start for span in spans):
+        return False
+    rows = np.concatenate([np.tile(np.arange(span.start, span.stop), budgets) for span in spans])
+    if not np.array_equal(table["image_id"].to_numpy(), plan.ids[rows]):
+        return False
+    if plan.targets is None:
+        return bool(table["target"].null_count == len(table))
+    return not table["target"].null_count and np.array_equal(table["target"].to_numpy(), plan.targets[rows])
+
+
+def _rows_of(plan: Plan, file: PartFile, table: pa.Table, shards: Sequence[int]) -> pa.Table:
+    """The rows of some shards of a file."""
+    ends = np.cumsum([plan.part_rows(shard) for shard in file.shards])
+    return pa.concat_tables(
+        [table.slice(ends[shard - file.first] - plan.part_rows(shard), plan.part_rows(shard)) for shard in shards]
+    )
+
+
+def _by_budget(part: pa.Table, counts: Sequence[int], budgets: int) -> list[pa.Table]:
+    """Splits the rows of shards, each of which has a budget after the other."""
+    slices: list[list[pa.Table]] = [[] for _ in range(budgets)]
+    start = 0
+    for count in counts:
+        for budget, rows in enumerate(slices):
+            rows.append(part.slice(start + budget * (count // budgets), count // budgets))
+        start += count
+    return [pa.concat_tables(rows).combine_chunks() for rows in slices]
+
+
+def _runs(shards: Sequence[int]) -> Iterator[list[int]]:
+    """Splits ascending numbers where one is left out."""
+    run: list[int] = []
+    for shard in shards:
+        if run and shard != run[-1] + 1:
+            yield run
+            run = []
+        run.append(shard)
+    if run:
+        yield run
+
+
+class _Rows:
+    """Rows that come part by part; small columns are merged on the way, since each piece of one has a weight."""
+
+    MERGED = 256
+
+    def __init__(self) -> None:
+        self._counts: list[int] = []
+        self._merged: list[pa.Table] = []
+        self._recent: list[pa.Table] = []
+
+    def add(self, table: pa.Table, *, small: bool) -> None:
+        self._counts.append(len(table))
+        self._recent.append(table)
+        if small and len(self._recent) == self.MERGED:
+            self._merged.append(pa.concat_tables(self._recent).combine_chunks())
+            self._recent = []
+
+    def in_order(self, firsts: Sequence[int]) -> pa.Table:
+        """All of them, in the order of these numbers, one for each that was added."""
+        table = pa.concat_tables([*self._merged, *self._recent])
+        order = np.argsort(firsts, kind="stable")
+        if np.array_equal(order, np.arange(len(order))):
+            return table
+        starts = np.cumsum([0, *self._counts])
+        return table.take(np.concatenate([np.arange(starts[i], starts[i + 1]) for i in order]))

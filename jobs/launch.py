@@ -177,10 +177,10 @@ def launch(
             raise
     if watch is not None and not folder.done(plan):
         return []
-    from analysis.summary import summarise
+    from analysis.summary import SUMMARISED, summarise
 
     summaries = []
-    for attack, table in zip(attacks, folder.tables(plan), strict=True):
+    for attack, table in zip(attacks, folder.tables(plan, SUMMARISED), strict=True):
         summary = summarise(table)
         if watch is None:
             print(sentence(attack, selection.target, summary))
@@ -248,7 +248,7 @@ class _Launch:
 
     def complete(self, plan: Plan | None, resolved: Resolved | None) -> Plan:
         """Searches what is left of the run, freezing its plan first when there is none; returns the plan."""
-        self.folder.sweep()
+        self.folder.sweep(plan)
         left = self._left(plan) if plan else None
         if plan and left and not left.shards_left:
             return plan
@@ -262,7 +262,7 @@ class _Launch:
             self.folder.create(plan)
         self.compare(plan, device=pool.device)
         self._search(plan, left or self._left(plan), pool, model)
-        self.folder.sweep()  # the probes of workers that came back at the end
+        self.folder.sweep(plan)
         return plan
 
     def _left(self, plan: Plan) -> Completion:
@@ -299,6 +299,7 @@ class _Launch:
         try:
             with progress(total, title, "rows") as bar:
                 for event in left.run(pool, model, self.host.where.shard_timeout):
+                    self.folder.check_held()
                     rows, summary = 0, event.summary if isinstance(event, Done) else None
                     match event:
                         case Done(_, found):

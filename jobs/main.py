@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app() -> App:
-    from jobs import attack, data, evaluate, report, run, status, train, verify
+    from jobs import attack, compact, data, evaluate, report, run, status, train, verify
 
     app = App(
         name="brittle",
@@ -57,7 +57,7 @@ def _app() -> App:
         version=_version,
         result_action="return_value",
     )
-    for module in (data, train, attack, evaluate, verify, status, report, run):
+    for module in (data, train, attack, evaluate, verify, status, report, compact, run):
         app.command(module.app)
     return app
 

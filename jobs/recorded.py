@@ -1,5 +1,6 @@
 """A run that is already on disk, with what it names loaded again."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,13 +39,13 @@ class RecordedRun:
             raise WrongInput(f"{self.folder.place}: made by an attack unknown here: {name}")
         return ATTACKS[name].at_each_budget(self.plan.frozen["parameters"])
 
-    def tables(self) -> "list[tuple[Attack, pa.Table]]":
-        """The rows that are done, for each budget.
+    def tables(self, columns: Sequence[str] | None = None) -> "list[tuple[Attack, pa.Table]]":
+        """The rows that are done, for each budget; all of their columns, images included, when None.
 
         Raises:
             WrongInput: when there are none.
         """
-        return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
+        return list(zip(self.attacks, self.folder.tables(self.plan, columns), strict=True))
 
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.

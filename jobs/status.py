@@ -34,9 +34,9 @@ def status(run: str) -> int:
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
     print(f"{run}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
     if done:
-        from analysis.summary import summarise
+        from analysis.summary import SUMMARISED, summarise
 
-        for attack, table in recorded.tables():
+        for attack, table in recorded.tables(SUMMARISED):
             summary = summarise(table)
             print(sentence(attack, plan.frozen["target"], summary))
             if summary.first_error:

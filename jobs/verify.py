@@ -13,6 +13,9 @@ from workers.results import Status
 
 __all__ = ["app"]
 
+REPLAYED = 16
+"""Batches of the model that are read at once."""
+
 app = App(
     name="verify",
     help="""Replay every stored image of a run through its model and compare each row.
@@ -41,27 +44,27 @@ def verify(run: str, *, model: str | None = None, weights: Path | None = None, d
     from analysis.replay import first_difference
     from analysis.summary import summarise
 
-    tables = recorded.tables() if done else []
-    rows = sum(len(table) for _, table in tables)
+    rows, failed = sum(plan.part_rows(shard) for shard in done), 0
     with progress(rows, "replaying", "rows") as bar:
-        for attack, table in tables:
-            difference = first_difference(
-                table,
-                attack,
-                plan.frozen["seed"],
-                subject.dataset,
-                subject.model,
-                block=plan.frozen["block"],
-                batch=plan.frozen["batch"],
-                on_rows=bar.advance,
-            )
-            if difference:
-                print(f"{run}: differs: {difference}")
-                return 1
+        for tables in recorded.folder.batches(plan, REPLAYED * plan.frozen["batch"]):
+            for attack, table in zip(recorded.attacks, tables, strict=True):
+                failed += summarise(table).counts.get(Status.FAILED, 0)
+                difference = first_difference(
+                    table,
+                    attack,
+                    plan.frozen["seed"],
+                    subject.dataset,
+                    subject.model,
+                    block=plan.frozen["block"],
+                    batch=plan.frozen["batch"],
+                    on_rows=bar.advance,
+                )
+                if difference:
+                    print(f"{run}: differs: {difference}")
+                    return 1
     if len(done) < plan.shards:
         print(f"{run}: {rows} rows agree, but {plan.shards - len(done)} of {plan.shards} shards are not done")
         return 1
-    failed = sum(summarise(table).counts.get(Status.FAILED, 0) for _, table in tables)
     print(f"{run}: all {rows} rows agree with the model" + (f"; {failed} of them failed in the search" * (failed > 0)))
     return 0
 

@@ -83,6 +83,8 @@ def test_a_poison_image_fails_alone_and_is_searched_again_when_asked(armed: Path
     armed.unlink()
     assert search("run", *flags) == 1
     assert rows("run") == found
+    assert main(["compact", "run"]) == 0
+    assert rows("run") == found
     assert search("run", *flags, "--retry-failed") == 0
     assert rows("run") == calm
     assert main(["verify", "run"]) == 0
