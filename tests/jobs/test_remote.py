@@ -1,0 +1,107 @@
+"""Whole runs on S3: killed, resumed, merged, and two drivers at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from jobs.main import main
+from workers.places import Place
+
+ROOT = Path(__file__).parent.parent.parent
+FLAGS = ("--correct", "--limit", "60", "--target", "6", "--steps", "150", "--shard-size", "3", "--workers", "1")
+
+
+def attack(model: Path, out: str) -> list[str]:
+    return ["attack", "ifgsm", "--model", str(model), "--data", "mnist", "--out", out, *FLAGS]
+
+
+def rows(folder: str) -> list[dict[str, Any]]:
+    """Every row as any reader of Parquet sees them, without what may differ."""
+    import s3fs
+
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    where: dict[str, Any] = {"filesystem": files} if "://" in folder else {}
+    table = pq.read_table(f"{folder.removeprefix('s3://')}/parts", **where).drop_columns(["seconds", "worker"])
+    return sorted(table.to_pylist(), key=lambda row: row["image_id"])
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    pipe, command = subprocess.PIPE, [sys.executable, "-m", "jobs.main", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def wait_for_parts(out: str, count: int, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 240
+    while len((Place.of(out) / "parts").names()) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_run_on_s3_killed_resumed_and_merged(
+    s3: str, mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{s3}/runs/killed"
+    process = start(attack(mnist_folder, out))
+    try:
+        wait_for_parts(out, 2, process)
+        assert main(attack(mnist_folder, out)) == 2
+        assert f"--out {out}: another brittle is writing there" in capsys.readouterr().err
+        assert main(["compact", out]) == 2
+        assert "another brittle is writing there" in capsys.readouterr().err
+        assert main(["status", out]) == 0
+        assert "running" in capsys.readouterr().out
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    left = len((Place.of(out) / "parts").names())
+    assert 2 <= left < 20
+    assert main(["status", out]) == 0
+    assert "stopped, resumable, " in capsys.readouterr().out
+    assert main(["compact", out]) == 0
+    assert "files are now" in capsys.readouterr().out  # the killed driver's worker may still have ended its shard
+    assert main(attack(mnist_folder, out)) == 0
+    assert f"results in {out}; check them with: brittle verify {out}" in capsys.readouterr().out
+    assert main(["compact", out]) == 0
+    assert Place.of(out).names() == ["parts", "plan.parquet", "run.json"]
+    assert (Place.of(out) / "parts").names() == ["part-000000-000019.parquet"]
+    assert main(["verify", out]) == 0
+    assert "all 60 rows agree" in capsys.readouterr().out
+    assert main(["status", out]) == 0
+    assert "complete, 60 of 60 rows, 20 of 20 shards" in capsys.readouterr().out
+    assert main(["report", out, "--out", str(tmp_path / "page.html")]) == 0
+    calm = str(tmp_path / "calm")
+    assert main(attack(mnist_folder, calm)) == 0
+    assert rows(out) == rows(calm)
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        ("s3://no-such-bucket/run", "--out s3://no-such-bucket/run"),
+        ("s3://", "expected a folder"),
+        ("nowhere://bucket/run", "nowhere"),
+        ("memory://run", "--out memory://run: not a folder that workers and driver share"),
+    ],
+)
+def test_places_that_cannot_hold_a_run(
+    out: str, said: str, s3: str, mnist_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(attack(mnist_folder, out)) == 2
+    err = capsys.readouterr().err.strip()
+    assert said in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("brittle: ")
+
+
+def test_another_s_folder_on_s3_is_left_alone(s3: str, mnist_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (Place.of(f"{s3}/foreign") / "precious").write(b"1")
+    assert main(attack(mnist_folder, f"{s3}/foreign")) == 2
+    assert "is not a run's folder" in capsys.readouterr().err
+    assert Place.of(f"{s3}/foreign").names() == ["precious"]
