@@ -65,6 +65,9 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
     import joblib  # counts the processors that a container or an affinity mask leaves
     import ray
 
+    ray._raylet.Config.initialize("")  # who imported Ray earlier has made it read the environment as it was then
+    ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
+
     # Ray takes SIGTERM for itself and exits with 15; the command line's own handler ends it like Ctrl-C.
     handler = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
@@ -82,7 +85,7 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
 
 
 def _name_token(address: str, say: Callable[[str], None]) -> None:
-    """Sets what makes Ray use a token; it reads this when it is imported.
+    """Sets what makes Ray use a token.
 
     Ray sends a token only with ``RAY_AUTH_MODE=token``, and for a Ray of its own writes one into a file that
     everybody on the machine can read: that one is given in memory instead.

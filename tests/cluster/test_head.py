@@ -249,3 +249,14 @@ def test_a_head_of_another_python_is_refused(here: Path, head: Head) -> None:
     assert line.startswith(f"refused: --address {head.address}: ")
     assert "Python: 3.8.0" in line
     assert before in line
+
+
+def test_a_command_joins_with_the_users_model(here: Path, head: Head) -> None:
+    model = "import torch\ndef net():\n    torch.manual_seed(0)\n    return torch.nn.Sequential(torch.nn.Flatten(), "
+    (here / "nets" / "mine.py").write_text(model + "torch.nn.Linear(64, 10))\n")
+    command = [sys.executable, "-m", "jobs.main", "attack", "fgsm", "--model", "nets.mine:net", "--data", "digits"]
+    command += ["--limit", "20", "--workers", "1", "--out", "run", "--address", head.address]
+    environment = head.environment | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert set(pq.read_table(here / "run" / "parts")["status"].to_pylist()) <= {"success", "exhausted", "already_wrong"}

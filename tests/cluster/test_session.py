@@ -68,9 +68,9 @@ def test_ray_client_is_refused() -> None:
 
 LOCAL = """
 import os
+import ray  # before brittle has said anything of tokens
 from cluster.session import open_session
 with open_session() as session:
-    import ray
 
     @ray.remote
     def token():

@@ -320,34 +320,3 @@ def test_exact_verdicts_leave_their_maps_beside_the_rows(mnist_folder: Path, tmp
     assert [row["successes"] > 0 for row in beside] == [row["success"] for row in found]
     assert [sum(row["map"]) for row in beside] == [row["successes"] for row in beside]
     assert main(["verify", str(out)]) == 0
-
-
-def test_a_joined_cluster_that_was_started_elsewhere(
-    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name in ("head", "mine"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "mine" / "cluster_model.py").write_text(
-        "from workers.models.cnn import CNN\n\n\ndef net():\n    return CNN()\n"
-    )
-    weights = next(mnist_folder.glob("*.safetensors"))
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    head = [
-        *ray,
-        "start",
-        "--head",
-        "--port=6388",
-        "--num-cpus=2",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-    ]
-    subprocess.run(head, cwd=tmp_path / "head", check=True, capture_output=True, timeout=120)
-    try:
-        monkeypatch.chdir(tmp_path / "mine")
-        arguments = ["attack", "fgsm", "--model", "cluster_model:net", "--weights", str(weights), "--data", "mnist"]
-        joined = [*arguments, "--limit", "20", "--out", "run", "--address", "127.0.0.1:6388"]
-        assert main(joined) == 0, capsys.readouterr().err
-        assert {row["status"] for row in rows(tmp_path / "mine" / "run")} <= {"success", "exhausted", "already_wrong"}
-        assert main(["verify", "run"]) == 0
-    finally:
-        subprocess.run([*ray, "stop", "--force"], check=True, capture_output=True, timeout=120)
