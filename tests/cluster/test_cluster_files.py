@@ -19,7 +19,7 @@ from ray.scripts.scripts import start
 from cluster.session import stage_code
 
 ROOT = Path(__file__).parents[2]
-LAUNCHER_FILES = ("ray-config.yaml", "ray-config-aws.yaml")
+LAUNCHER_FILES = ("ray-config.yaml", "cluster/ray-config-aws.yaml")
 
 
 def read(name: str) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def with_too_many(config: dict[str, Any]) -> None:
     [
         ("ray-config.yaml", without_hosts),
         ("ray-config.yaml", with_a_typo),
-        ("ray-config-aws.yaml", with_a_typo),
-        ("ray-config-aws.yaml", with_words_for_numbers),
-        ("ray-config-aws.yaml", with_an_unknown_head),
-        ("ray-config-aws.yaml", with_too_many),
+        ("cluster/ray-config-aws.yaml", with_a_typo),
+        ("cluster/ray-config-aws.yaml", with_words_for_numbers),
+        ("cluster/ray-config-aws.yaml", with_an_unknown_head),
+        ("cluster/ray-config-aws.yaml", with_too_many),
     ],
 )
 def test_a_spoilt_launcher_file_is_refused(name: str, spoil: Callable[[dict[str, Any]], None]) -> None:
@@ -101,7 +101,7 @@ def test_both_launcher_files_install_the_same() -> None:
 
 
 def test_the_rayjob_has_what_kuberay_asks_for() -> None:
-    job = read("kuberay-job.yaml")
+    job = read("cluster/kuberay-job.yaml")
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     spec = job["spec"]
     assert spec["entrypoint"].startswith("python -m jobs.attack ")
