@@ -24,11 +24,12 @@ test-slow: install
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml $(CONSTRAINTS)
+.venv/installed: pyproject.toml requirements-toolkits.txt $(CONSTRAINTS)
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "brittle needs Python 3.11 or newer; found $$(python3 --version 2>&1 || echo none); set PYTHON=" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-toolkits.txt
 	@touch $@
 
 clean:

@@ -6,52 +6,66 @@ from typing import Annotated, Any
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from jobs.examples import examples
-from jobs.exits import Exit
+from jobs.exits import PARAMETERS, Exit, one_line
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, numbers
-from workers.attacks import ATTACKS, Attack
-from workers.errors import WrongInput, first_problem
+from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
+from workers.errors import WrongInput
 from workers.places import Place
 from workers.results import Status
 
-__all__ = ["app"]
+__all__ = ["add_named", "app"]
 
 app = App(
     name="attack",
     help="""Search for adversarial images with one attack, on Ray, into a folder of Parquet parts.
 
     An interrupted search is resumed by the same command. SPEC.yaml holds `attack: NAME` and any of that
-    attack's flags, without the dashes; flags on the command line override it.
+    attack's flags, without the dashes; flags on the command line override it. Any attack of torchattacks or foolbox
+    is torchattacks:NAME or foolbox:NAME, by its class's name.
     """,
     help_epilogue=examples(
         "brittle attack ifgsm --model MODEL --data mnist --label 2 --correct --limit 200 --target 6 --out RUN",
         "brittle attack jsma --model package.module:function --data images.npz --target all --gamma 0.145 --out RUN",
+        "brittle attack torchattacks:PGD --help",
         "brittle attack SPEC.yaml --limit 10",
     ),
 )
 
-_IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group("Attack")
+_IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group(PARAMETERS)
+
+_TAKEN = {"out", *SubjectOptions.model_fields, *Selection.model_fields, *Where.model_fields}
+"""What the flags of every attack's command are called."""
 
 
 def _flags(kind: type[Attack]) -> type[BaseModel]:
-    """The parameters as the command line takes them: the budget as text, which may name several values."""
-    if kind.BUDGET is None:
+    """The parameters as the command line takes them.
+
+    The budget is text, which may name several values. A toolkit's parameter that is called like a flag of the command
+    has ``--attack-`` before its name.
+    """
+    clashing = kind.model_fields.keys() & _TAKEN
+    if kind.BUDGET is None and not clashing:
         return kind
-    known = kind.model_fields[kind.BUDGET]
-    default = Field(
-        None if known.default is None else str(known.default),
-        description=f"{known.description} Several, as {'1,3,5' if known.annotation is int else '0.1,0.2'}, "
-        "are searched in one run.",
-    )
     fields: dict[str, Any] = {
         name: (field.annotation, Field(field.default, description=field.description))
         for name, field in kind.model_fields.items()
     }
-    fields[kind.BUDGET] = (str if known.default is not None else str | None, default)
+    for name in clashing:
+        fields[name] = (Annotated[fields[name][0], Parameter(name=f"--attack-{name}")], fields[name][1])
+    if kind.BUDGET is not None:
+        known = kind.model_fields[kind.BUDGET]
+        optional = known.default is None
+        default = Field(
+            known.default if optional or known.is_required() else str(known.default),
+            description=f"{known.description} Several, as {'1,3,5' if known.annotation is int else '0.1,0.2'}, "
+            "are searched in one run.",
+        )
+        fields[kind.BUDGET] = (str | None if optional else str, default)
     return create_model(f"{kind.__name__}Flags", __config__=ConfigDict(extra="forbid"), **fields)
 
 
@@ -60,7 +74,7 @@ def _attacks(kind: type[Attack], flags: BaseModel | None) -> tuple[Attack, ...]:
     parameters = dict(flags or {})
     if kind.BUDGET and isinstance(text := parameters.get(kind.BUDGET), str):
         number = int if kind.model_fields[kind.BUDGET].annotation is int else float
-        parameters[kind.BUDGET] = numbers(text, number, f"--{kind.BUDGET}")
+        parameters[kind.BUDGET] = numbers(text, number, f"--{kind.BUDGET.replace('_', '-')}")
     return kind.at_each_budget(parameters)
 
 
@@ -96,16 +110,32 @@ def _command(kind: type[Attack]) -> Any:
     return run
 
 
-for _name, _kind in ATTACKS.items():
-    _example = f"brittle attack {_name} --model MODEL --data mnist --correct --limit 100 --out RUN"
-    _more = {"epsilon": ["--epsilon 0.05,0.1,0.2"], "pixels": ["--pixels 1,3,5"]}.get(_kind.BUDGET or "", [])
-    _more += ["--target random --seed 1"]
-    app.command(_command(_kind), name=_name, help_epilogue=examples(_example, *(f"{_example} {x}" for x in _more)))
+def _add(kind: type[Attack]) -> None:
+    example = f"brittle attack {kind.NAME} --model MODEL --data mnist --correct --limit 100 --out RUN"
+    more = {"pixels": ["--pixels 1,3,5"], None: []}.get(
+        kind.BUDGET, [f"--{kind.BUDGET} 0.05,0.1,0.2".replace("_", "-")]
+    )
+    more += ["--target random --seed 1"]
+    app.command(_command(kind), name=kind.NAME, help_epilogue=examples(example, *(f"{example} {x}" for x in more)))
+
+
+for _kind in ATTACKS.values():
+    _add(_kind)
+
+
+def add_named(name: str) -> None:
+    """Adds the command of a toolkit's attack, whose flags are known only once the toolkit is imported.
+
+    Raises:
+        WrongInput: when there is no such attack, or its toolkit is not installed.
+    """
+    if name.partition(":")[0] in TOOLKITS and name not in app:
+        _add(attack_named(name))
 
 
 @app.default
 def from_file(
-    name: Annotated[str, Parameter(name="NAME | SPEC.yaml")],
+    name: Annotated[str, Parameter(name="NAME | TOOLKIT:NAME | SPEC.yaml")],
     *flags: Annotated[str, Parameter(allow_leading_hyphen=True, show=False)],
 ) -> int:
     """Runs the attack that a YAML file describes.
@@ -115,13 +145,11 @@ def from_file(
     """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
-        raise WrongInput(f"unknown attack {name}: expected one of {', '.join(ATTACKS)}, or a .yaml file")
+        attack_named(name)  # says what there is
     try:
         return int(app(_tokens(path, list(flags)), exit_on_error=False, print_error=False) or 0)
     except CycloptsError as error:
-        cause = error.__cause__
-        said = first_problem(cause) if isinstance(cause, ValidationError) else " ".join(str(error).split())
-        raise WrongInput(f"{path}: {said}") from error
+        raise WrongInput(f"{path}: {one_line(error)}") from error
 
 
 def _tokens(path: Path, flags: list[str]) -> list[str]:
@@ -135,8 +163,11 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
     if not isinstance(content, dict) or not isinstance(content.get("attack"), str):
         raise WrongInput(f"{path}: expected 'attack: NAME' and that attack's flags")
     attack = content.pop("attack")
-    if attack not in ATTACKS:
-        raise WrongInput(f"{path}: unknown attack {attack}: expected one of {', '.join(ATTACKS)}")
+    try:
+        attack_named(attack)
+    except WrongInput as error:
+        raise WrongInput(f"{path}: {error}") from None
+    add_named(attack)
     given = {flag.split("=")[0] for flag in flags if flag.startswith("--")}
     tokens = [attack]
     for key, value in content.items():

@@ -1,8 +1,16 @@
-"""How a command ends."""
+"""How a command ends, and how it says why."""
 
 from enum import IntEnum
 
-__all__ = ["Exit", "Interrupted"]
+from cyclopts import CycloptsError, UnknownOptionError
+from pydantic import ValidationError
+
+from workers.errors import first_problem
+
+__all__ = ["PARAMETERS", "Exit", "Interrupted", "one_line"]
+
+PARAMETERS = "Attack"
+"""The group of flags that are an attack's own; an unknown flag is answered with them."""
 
 
 class Exit(IntEnum):
@@ -16,3 +24,19 @@ class Exit(IntEnum):
 
 class Interrupted(Exception):
     """The user or the scheduler asked to stop; what is done is kept, and the message says how to go on."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line that names the flag."""
+    problem = error.__cause__ if isinstance(error, CycloptsError) else error
+    if isinstance(problem, ValidationError):
+        return first_problem(problem)
+    said = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, UnknownOptionError):
+        own = [a.name for a in error.argument_collection if a.name != "*" and PARAMETERS in _groups(a.parameter.group)]
+        said += f" The attack takes {', '.join(own)}." if own else ""
+    return said
+
+
+def _groups(given: object) -> list[str]:
+    return [getattr(group, "name", "") for group in given] if isinstance(given, tuple) else []

@@ -159,6 +159,7 @@ def launch(
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
+        attack.check_goal(targeted=selection.target is not None)
     run = _Launch(attacks, subject, selection, folder, host, title or attacks[0].NAME, watch, retry_failed)
     if folder.exists:
         run.compare(folder.plan())
@@ -222,6 +223,7 @@ class _Launch:
             **versions(),
             "schema": SCHEMA_VERSION,
             "threads": self.host.resources.threads,
+            **({package: version_of(package)} if (package := self.attacks[0].PACKAGE) else {}),
         }
 
     def compare(self, plan: Plan, **more: Any) -> None:

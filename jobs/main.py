@@ -10,9 +10,9 @@ from types import FrameType
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
-from jobs.exits import Exit, Interrupted
+from jobs.exits import Exit, Interrupted, one_line
 from jobs.progress import say
-from workers.errors import WrongInput, first_problem
+from workers.errors import WrongInput
 
 __all__ = ["main"]
 
@@ -24,13 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 it ran and something failed; 2 wrong input, told in one line on standard error; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers send it: end as for Ctrl-C
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        return (
-            _app()(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False)
-            or Exit.DONE
-        )
+        return _app(given)(given, exit_on_error=False, print_error=False) or Exit.DONE
     except (CycloptsError, ValidationError, WrongInput) as error:
-        say(f"brittle: {_one_line(error)}")
+        say(f"brittle: {one_line(error)}")
         return Exit.WRONG_INPUT
     except Interrupted as interruption:
         say(str(interruption))
@@ -42,13 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(error, RuntimeError | OSError) and not _is_from_ray(error):
             raise  # a fault of brittle's own, whose traceback is wanted
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            say(f"brittle: {_one_line(error)}")
+            say(f"brittle: {one_line(error)}")
             return Exit.WRONG_INPUT
-        say(f"brittle: failed: {_one_line(error)}")
+        say(f"brittle: failed: {one_line(error)}")
         return Exit.FAILED
 
 
-def _app() -> App:
+def _app(arguments: Sequence[str]) -> App:
     from jobs import attack, compact, data, evaluate, report, run, status, train, verify
 
     app = App(
@@ -59,6 +57,8 @@ def _app() -> App:
     )
     for module in (data, train, attack, evaluate, verify, status, report, compact, run):
         app.command(module.app)
+    if len(arguments) > 1 and arguments[0] == "attack":
+        attack.add_named(arguments[1])
     return app
 
 
@@ -77,13 +77,6 @@ def _is_from_ray(error: Exception) -> bool:
     """Whether Ray itself failed: a node that died, an object that was lost."""
     ray = sys.modules.get("ray")
     return ray is not None and isinstance(error, ray.exceptions.RayError)
-
-
-def _one_line(error: BaseException) -> str:
-    problem = error.__cause__ if isinstance(error, CycloptsError) else error
-    if isinstance(problem, ValidationError):
-        return first_problem(problem)
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from cluster.store import Plan, RunFolder
 from jobs.subject import Subject, SubjectOptions, load_subject
-from workers.attacks import ATTACKS, Attack
+from workers.attacks import Attack, attack_named
 from workers.errors import WrongInput
 from workers.places import Place
 
@@ -34,10 +34,11 @@ class RecordedRun:
         Raises:
             WrongInput: when this version does not know it.
         """
-        name = self.plan.frozen["attack"]
-        if name not in ATTACKS:
-            raise WrongInput(f"{self.folder.place}: made by an attack unknown here: {name}")
-        return ATTACKS[name].at_each_budget(self.plan.frozen["parameters"])
+        try:
+            kind = attack_named(str(self.plan.frozen["attack"]))
+        except WrongInput as error:
+            raise WrongInput(f"{self.folder.place}: made by an attack that is not here: {error}") from None
+        return kind.at_each_budget(self.plan.frozen["parameters"])
 
     def tables(self, columns: Sequence[str] | None = None) -> "list[tuple[Attack, pa.Table]]":
         """The rows that are done, for each budget; all of their columns, images included, when None.

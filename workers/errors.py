@@ -28,5 +28,7 @@ def first_problem(error: ValidationError) -> str:
     name = "--" + "-".join(str(part) for part in problem["loc"]).replace("_", "-")
     if problem["type"] == "extra_forbidden":
         return f"unknown parameter {name}"
+    if problem["type"] == "missing":
+        return f"{name} is required"
     said = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{name}: {said}, got {problem['input']!r}"

@@ -113,6 +113,11 @@ class Batch:
         return torch.arange(len(self), device=self.images.device)
 
     @property
+    def model(self) -> nn.Module:
+        """The model itself, for foreign code that calls it in its own way and has its calls counted by the caller."""
+        return self._evaluator.model
+
+    @property
     def at_once(self) -> int:
         """The most images that one call of the model takes."""
         return self._evaluator.batch
@@ -285,6 +290,7 @@ def search_budgets(
         )
         for attack in attacks:
             attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), logits.shape[1])
+            attack.check_goal(targeted=target is not None)
             results.append(_at_budget(attack, subject, results[-1] if results and attack.CARRIES else None))
     return results
 

@@ -137,8 +137,8 @@ def test_l2_rounding_keeps_the_budget(epsilon: float) -> None:
     clean[20:] = clean[20:] // 4 + 96  # most without saturated levels, which clipping would take into the ball
     clean, stream = clean.float(), torch.Generator().manual_seed(13)
     direction = torch.randn(clean.shape, generator=stream) ** torch.randint(1, 4, (100, 1, 1, 1), generator=stream)
-    moved = attack.project(clean + attack.radius * unit(direction), clean)
-    images = attack.rounded(moved, clean)
+    moved = attack.ball.project(clean + attack.ball.radius * unit(direction), clean)
+    images = attack.ball.rounded(moved, clean)
     change = images.numpy().astype(np.int64) - clean.numpy().astype(np.int64)
     squares = (change**2).reshape(100, -1).sum(axis=1)
     assert all(int(s) <= Fraction(epsilon).limit_denominator(255) ** 2 * 255**2 for s in squares)
@@ -150,7 +150,7 @@ def test_l2_rounding_keeps_the_budget(epsilon: float) -> None:
     for row in np.flatnonzero(~stays):  # one threshold an image, the largest of 128 that stays inside
         size = np.abs((moved[row] - clean[row]).numpy().astype(np.float64))
         rounded = [np.maximum(np.floor(size + t), 0) for t in np.arange(-64, 64) / 128]
-        inside = [candidate for candidate in rounded if (candidate**2).sum() <= attack.squares]
+        inside = [candidate for candidate in rounded if (candidate**2).sum() <= attack.ball.limit]
         assert (np.abs(change[row]) ** 2).sum() == (inside[-1] ** 2).sum()
 
 
@@ -160,15 +160,15 @@ def test_projection(norm: str) -> None:
     clean = torch.tensor(random_images((1, 6, 7), 50, 14)).float()
     stream = torch.Generator().manual_seed(15)
     far = clean + 80 * torch.randn(clean.shape, generator=stream)
-    inside = attack.project(far, clean)
+    inside = attack.ball.project(far, clean)
     change = inside - clean
     sizes = change.abs().amax(dim=(1, 2, 3)) if norm == "linf" else change.flatten(1).norm(dim=1)
-    assert (sizes <= attack.radius * (1 + 1e-6)).all()
+    assert (sizes <= attack.ball.radius * (1 + 1e-6)).all()
     assert inside.min() >= 0
     assert inside.max() <= 255
-    torch.testing.assert_close(attack.project(inside, clean), inside)
+    torch.testing.assert_close(attack.ball.project(inside, clean), inside)
     near = (clean + 0.01 * torch.randn(clean.shape, generator=stream)).clamp(0, 255)
-    torch.testing.assert_close(attack.project(near, clean), near)
+    torch.testing.assert_close(attack.ball.project(near, clean), near)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -178,10 +178,10 @@ def test_random_starts_fill_the_ball(norm: str) -> None:
     streams = [np.random.default_rng(i) for i in range(400)]
     change = (attack.random_start(clean, streams) - clean).flatten(1)
     size = change.abs().amax(dim=1) if norm == "linf" else change.norm(dim=1)
-    assert (size <= attack.radius * (1 + 1e-6)).all()
-    share = (size / attack.radius).square().sort().values  # of the area: uniform, in both norms
+    assert (size <= attack.ball.radius * (1 + 1e-6)).all()
+    share = (size / attack.ball.radius).square().sort().values  # of the area: uniform, in both norms
     assert (share - torch.linspace(0, 1, 400)).abs().max() < 0.08
-    assert change.mean(dim=0).abs().max() < 0.1 * attack.radius
+    assert change.mean(dim=0).abs().max() < 0.1 * attack.ball.radius
 
 
 def test_lengths_do_not_depend_on_the_batch() -> None:
@@ -313,8 +313,8 @@ def test_dlr_needs_three_classes(kind: type[Attack]) -> None:
 
 
 def test_a_wide_l2_ball_is_allowed() -> None:
-    assert [PGD(epsilon=e, norm="l2").squares for e in (1.0, 2.0, 0.2)] == [65025, 260100, 2601]
-    assert [int(PGD(epsilon=k / 255).radius) for k in range(1, 256)] == list(itertools.chain(range(1, 256)))
+    assert [PGD(epsilon=e, norm="l2").ball.limit for e in (1.0, 2.0, 0.2)] == [65025, 260100, 2601]
+    assert [int(PGD(epsilon=k / 255).ball.radius) for k in range(1, 256)] == list(itertools.chain(range(1, 256)))
 
 
 def test_ddn_leaves_the_last_image_of_a_search_that_failed() -> None:

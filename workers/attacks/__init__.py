@@ -14,6 +14,8 @@ from workers.attacks.pixel_beam import PixelBeam
 from workers.attacks.random_pixels import RandomPixels
 from workers.attacks.sparse_rs import SparseRS
 from workers.attacks.square import Square
+from workers.attacks.toolkits import TOOLKITS, toolkit_attack
+from workers.errors import WrongInput
 
 __all__ = [
     "APGD",
@@ -23,6 +25,7 @@ __all__ = [
     "FGSM",
     "JSMA",
     "PGD",
+    "TOOLKITS",
     "Attack",
     "CornerSearch",
     "DifferentialEvolution",
@@ -33,6 +36,7 @@ __all__ = [
     "SparseRS",
     "Square",
     "TwoPixelExact",
+    "attack_named",
 ]
 
 ATTACKS: dict[str, type[Attack]] = {
@@ -56,3 +60,17 @@ ATTACKS: dict[str, type[Attack]] = {
     )
 }
 """Every attack by the name that the command line and the results use."""
+
+
+def attack_named(name: str) -> type[Attack]:
+    """The attack of a name: one of `ATTACKS`, or ``torchattacks:CLASS`` or ``foolbox:CLASS``.
+
+    Raises:
+        WrongInput: when there is none, or its toolkit is not installed.
+    """
+    if name.partition(":")[0] in TOOLKITS:
+        return toolkit_attack(name)
+    if name not in ATTACKS:
+        toolkits = ", ".join(f"{toolkit}:NAME" for toolkit in TOOLKITS)
+        raise WrongInput(f"unknown attack {name}: expected one of {', '.join(ATTACKS)}, {toolkits}")
+    return ATTACKS[name]

@@ -57,13 +57,13 @@ class APGD(NormBallAttack):
         import torch
 
         clean = batch.images[rows].float()
-        size = torch.full((len(rows), 1, 1, 1), 2 * self.radius, device=rows.device)
+        size = torch.full((len(rows), 1, 1, 1), 2 * self.ball.radius, device=rows.device)
         marks, since = checkpoints(self.steps), 0
         rises = torch.zeros_like(rows)
         halved = torch.ones_like(rows, dtype=torch.bool)  # the paper's condition 2 looks back one checkpoint
         previous = moved = self.random_start(clean, streams)
         for taken in range(self.steps + 1):
-            images = self.rounded(moved, clean)
+            images = self.ball.rounded(moved, clean)
             if taken < self.steps:
                 logits, (gradient,) = batch.vector_jacobian(
                     images, rows, lambda found, part: [batch.goal.loss_cotangent(found, part, self.loss)]
@@ -94,10 +94,10 @@ class APGD(NormBallAttack):
                 gradient = _chosen(halved, best_gradient, gradient)
                 mark_top, since = top, taken
                 rises = torch.zeros_like(rises)
-            aimed = self.project(moved + size * self.steepest(gradient), clean)
+            aimed = self.ball.project(moved + size * self.steepest(gradient), clean)
             if taken:
                 aimed = moved + MOMENTUM * (aimed - moved) + (1 - MOMENTUM) * (moved - previous)
-                aimed = self.project(aimed, clean)
+                aimed = self.ball.project(aimed, clean)
             previous, moved = moved, aimed
             batch.generations[rows] += 1
         return kept, kept_loss, reached

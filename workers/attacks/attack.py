@@ -41,6 +41,9 @@ class Attack(BaseModel):
     CERTIFIES: ClassVar[bool] = False
     """Whether a search that finds nothing proves that nothing in its space succeeds."""
 
+    PACKAGE: ClassVar[str | None] = None
+    """The distribution whose code the search runs, where that is not brittle's; a run is bound to its version."""
+
     USES_CLEAN_GRADIENT: ClassVar[bool] = False
     """Whether the search begins with the gradient of the loss ``ce`` at the clean images, `Batch.clean_gradient`."""
 
@@ -84,7 +87,9 @@ class Attack(BaseModel):
     @property
     def title(self) -> str:
         """The name and, for an attack that has one, the budget."""
-        return f"{self.NAME} --{self.BUDGET} {getattr(self, self.BUDGET)}" if self.BUDGET else self.NAME
+        if self.BUDGET is None:
+            return self.NAME
+        return f"{self.NAME} --{self.BUDGET.replace('_', '-')} {getattr(self, self.BUDGET)}"
 
     @property
     def shard_size(self) -> int:
@@ -98,6 +103,13 @@ class Attack(BaseModel):
             WrongInput: saying which.
         """
         return self
+
+    def check_goal(self, targeted: bool) -> None:
+        """Refuses a goal that the method does not know.
+
+        Raises:
+            WrongInput: saying so.
+        """
 
     @abstractmethod
     def within(self, moved: "Distances", features: int) -> "np.ndarray":

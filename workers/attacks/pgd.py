@@ -42,11 +42,11 @@ class PGD(NormBallAttack):
 
     def _run(self, batch: "Batch", rows: "Tensor", streams: "Sequence[np.random.Generator]") -> "Tensor":
         """One run from a random start for some rows; returns those that did not reach the goal."""
-        step = 2.5 * self.radius / self.steps if self.step_size is None else 255 * self.step_size
+        step = 2.5 * self.ball.radius / self.steps if self.step_size is None else 255 * self.step_size
         clean = batch.images[rows].float()
         moved = self.random_start(clean, streams)
         for taken in range(self.steps + 1):
-            images = self.rounded(moved, clean)
+            images = self.ball.rounded(moved, clean)
             if taken == self.steps:
                 logits = batch.logits(images, rows)
             else:
@@ -60,6 +60,6 @@ class PGD(NormBallAttack):
                 if taken == self.steps or not len(rows):
                     break
                 gradient = gradient[going]
-            moved = self.project(moved.add_(self.steepest(gradient), alpha=step), clean)
+            moved = self.ball.project(moved.add_(self.steepest(gradient), alpha=step), clean)
             batch.generations[rows] += 1
         return rows

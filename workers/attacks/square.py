@@ -90,7 +90,7 @@ class _Linf:
     def __init__(self, attack: Square, batch: "Batch") -> None:
         import torch
 
-        clean, levels = batch.images.to(torch.int16), int(attack.radius)
+        clean, levels = batch.images.to(torch.int16), int(attack.ball.radius)
         self.numbers = 2 + clean.shape[1]  # row, column, the sign of each channel
         self.low = (clean - levels).clamp_(min=0).to(torch.uint8)
         self.high = (clean + levels).clamp_(max=255).to(torch.uint8)
@@ -171,7 +171,7 @@ class _L2:
         flat = self.change.flatten(2)
         held = flat.gather(2, new)
         without = flat.scatter(2, new, 0).scatter(2, cleared, 0)
-        unused = (self.attack.radius**2 - lengths(self.change).square()).clamp(min=0).view(-1, 1, 1) / channels
+        unused = (self.attack.ball.radius**2 - lengths(self.change).square()).clamp(min=0).view(-1, 1, 1) / channels
         freed = flat.square().sum(dim=2, keepdim=True) - without.square().sum(dim=2, keepdim=True)
         direction = bump + held / _length(held)
         length = (unused + freed.clamp_(min=0)).sqrt()
@@ -186,10 +186,10 @@ class _L2:
 
     def _put(self, change: "Tensor") -> "Tensor":
         """Scales changes to the ball's radius, clips the images, and returns them rounded."""
-        change = change * (self.attack.radius / lengths(change).clamp(min=1e-6)).view(-1, 1, 1, 1)
+        change = change * (self.attack.ball.radius / lengths(change).clamp(min=1e-6)).view(-1, 1, 1, 1)
         moved = (self.clean + change).clamp_(0, 255)
         self.proposed = moved - self.clean
-        return self.attack.rounded(moved, self.clean)
+        return self.attack.ball.rounded(moved, self.clean)
 
 
 def pattern(side: int) -> np.ndarray:
