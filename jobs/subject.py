@@ -29,7 +29,9 @@ class SubjectOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="Model folder, or package.module:function that returns an nn.Module.")
+    model: str = Field(
+        description="Model folder, torch.export program (.pt2), or package.module:function that returns an nn.Module."
+    )
     data: str = Field(description=f"{', '.join(NAMES)}, or a path: .npz, .parquet, IDX, a folder of them.")
     split: str | None = Field(None, description="train or test; test when absent. A single file has no splits.")
     weights: Path | None = Field(None, description="Safetensors for a model given as module:function.")

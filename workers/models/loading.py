@@ -1,11 +1,13 @@
-"""Any model: from a model folder or from ``package.module:function``, as bytes that travel to the actors."""
+"""Any model: a model folder, a program or ``package.module:function``, as bytes that travel to the actors."""
 
+import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.models.cnn import CNN
+from workers.models.exported import load_program, pack_program
 
 __all__ = ["ModelRecipe", "check_model", "read_model"]
 
@@ -26,12 +29,14 @@ class ModelRecipe:
     """All that is needed to build the same model anywhere; pickles small and without code.
 
     Attributes:
-        reference: the model folder or ``module:function`` that the user named.
-        architecture: ``{"name": "cnn", …}`` with its sizes, or ``{"function": "module:function"}``.
-        weights: the parameters and buffers as safetensors.
+        reference: the model folder, program or ``module:function`` that the user named.
+        architecture: ``{"name": "cnn", …}`` with its sizes, ``{"function": "module:function"}``, or
+            ``{"program": "torch.export"}``.
+        weights: the parameters and buffers as safetensors; of a program all of it, as `pack_program` leaves it.
         mean, std: per-channel normalisation put before the model; empty for none.
         weights_path: the safetensors the user named beside a function, None otherwise.
-        content_hash: SHA-256 of architecture, weights, normalisation, and of the source file of a user's function.
+        content_hash: SHA-256 of architecture, weights, normalisation, and of the source of a user's function and of
+            the user's own modules that it imports.
     """
 
     reference: str
@@ -44,8 +49,7 @@ class ModelRecipe:
 
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
-        model = _construct(self.architecture)
-        model.load_state_dict(safetensors.torch.load(self.weights))
+        model = _built(self.architecture, self.weights)
         if "name" in self.architecture:
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
@@ -58,12 +62,14 @@ class ModelRecipe:
 def read_model(
     reference: str, *, weights: Path | None = None, mean: Sequence[float] = (), std: Sequence[float] = ()
 ) -> ModelRecipe:
-    """Reads a model folder, or calls a user's function once to learn its model's weights.
+    """Reads a model folder or a program, or calls a user's function once to learn its model's weights.
+
+    A model takes float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, classes]``.
 
     Args:
-        reference: a folder with ``model.json`` and safetensors, or ``package.module:function``, a function
-            without arguments that returns an ``nn.Module`` taking float images ``[n, C, H, W]`` in [0, 1]
-            to logits ``[n, classes]``. The module is looked up with the working directory on the path.
+        reference: a folder with ``model.json`` and safetensors; a ``.pt2`` file of ``torch.export.save``, any
+            number of images allowed; or ``package.module:function``, a function without arguments that returns an
+            ``nn.Module``. The module is looked up with the working directory on the path.
         weights: safetensors to load into a function's model; None keeps what the function returns.
         mean, std: per-channel normalisation to put before the model; both or none.
 
@@ -74,27 +80,29 @@ def read_model(
         raise WrongInput(f"--mean and --std must have one number a channel each, got {len(mean)} and {len(std)}")
     if any(not number > 0 for number in std):
         raise WrongInput(f"--std must be above 0, got {', '.join(map(str, std))}")
-    if Path(reference).is_dir():
-        if weights:
-            raise WrongInput("--weights goes with module:function; a model folder has its own weights")
-        architecture, state = _read_folder(Path(reference))
-    elif ":" in reference:
-        architecture, state = {"function": reference}, weights.read_bytes() if weights and weights.is_file() else b""
-        if weights and not state:
-            raise WrongInput(f"--weights {weights}: no such file")
-    else:
-        raise WrongInput(f"--model {reference}: neither a model folder nor package.module:function")
+    path = Path(reference)
+    if weights and (path.is_dir() or path.suffix == ".pt2"):
+        raise WrongInput("--weights goes with module:function; a model folder or program has its own weights")
     try:
-        model = _construct(architecture)
+        if path.is_dir():
+            architecture, state = _read_folder(path)
+        elif path.suffix in _FILES:
+            architecture, state = {"program": "torch.export"}, _read_program(path)
+        elif ":" in reference:
+            architecture, state = {"function": reference}, _read_weights(weights)
+        else:
+            raise WrongInput("neither a model folder, a .pt2 program nor package.module:function")
+        model = _built(architecture, state)
         if not state:
             state = safetensors.torch.save({k: v.detach().clone().contiguous() for k, v in model.state_dict().items()})
-        model.load_state_dict(safetensors.torch.load(state))
-    except WrongInput:
-        raise
+            _built(architecture, state)
+    except WrongInput as error:
+        raise WrongInput(str(error) if str(error).startswith("--") else f"--model {reference}: {error}") from None
     except (Exception, SystemExit) as error:  # whatever a user's function or a foreign file raises: wrong input
         raise WrongInput(f"--model {reference}: {_summary(error)}") from None
     digest = hashlib.sha256(json.dumps([architecture, list(mean), list(std)], sort_keys=True).encode())
-    digest.update(_source_of(architecture))
+    for part in _sources_of(architecture):
+        digest.update(part)
     digest.update(state)
     return ModelRecipe(reference, architecture, state, tuple(mean), tuple(std), weights, digest.hexdigest())
 
@@ -159,6 +167,45 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], bytes]:
         raise WrongInput(f"--model {folder}: model.json is not a model's description: {_summary(error)}") from None
 
 
+_FILES = {
+    ".pt2": "",
+    ".safetensors": "weights without an architecture; give the architecture as --model package.module:function "
+    "and this file as --weights",
+    ".onnx": "ONNX is not read, because its converter to torch does not load beside a CPU build of torch; give the "
+    "model as a torch.export program (.pt2) or as package.module:function",
+} | dict.fromkeys(
+    (".pt", ".pth", ".pkl", ".ckpt", ".bin"),
+    "a pickle can run any code and is never loaded; save the weights as safetensors and give the architecture as "
+    "--model package.module:function, or export the model with torch.export.save",
+)
+"""What a model's file may be, or why it is not taken."""
+
+
+def _read_program(path: Path) -> bytes:
+    if not path.is_file():
+        raise WrongInput("no such file")
+    if reason := _FILES[path.suffix]:
+        raise WrongInput(reason)
+    return pack_program(path.read_bytes())
+
+
+def _read_weights(path: Path | None) -> bytes:
+    if path is None:
+        return b""
+    if not path.is_file():
+        raise WrongInput(f"--weights {path}: no such file")
+    return path.read_bytes()
+
+
+def _built(architecture: dict[str, Any], state: bytes) -> nn.Module:
+    if "program" in architecture:
+        return load_program(state)
+    model = _construct(architecture)
+    if state:
+        model.load_state_dict(safetensors.torch.load(state))
+    return model
+
+
 def _construct(architecture: dict[str, Any]) -> nn.Module:
     if "function" in architecture:
         model = _user_function(architecture["function"])()
@@ -185,13 +232,59 @@ def _user_function(reference: str) -> Any:
     return function
 
 
-def _source_of(architecture: dict[str, Any]) -> bytes:
+def _sources_of(architecture: dict[str, Any]) -> Iterator[bytes]:
+    """Names and sources of what a user's function is made of: its module, and the user's own modules it imports.
+
+    The user's own are those in the folder that the function's module was found in, and not installed packages.
+    """
     if "function" not in architecture:
-        return b""
+        return
+    name = architecture["function"].partition(":")[0]
     try:
-        return Path(inspect.getfile(_user_function(architecture["function"]))).read_bytes()
+        own = Path(inspect.getfile(_user_function(architecture["function"])))
+        yield own.read_bytes()
     except (TypeError, OSError):  # a builtin or a callable object has no source file
-        return b""
+        pass
+    first = _source_file(name)
+    if first is None or "site-packages" in first.parts:
+        return
+    root = first.parents[name.count(".") + (first.name == "__init__.py")]
+    found, waiting = {}, [name]
+    while waiting:
+        name = waiting.pop()
+        path = _source_file(name)
+        if name in found or path is None or not path.is_relative_to(root) or "site-packages" in path.parts:
+            continue
+        if path.is_relative_to(Path(__file__).parent.parent):  # brittle's own: bound by the hash of its code
+            continue
+        found[name] = path.read_bytes()
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        waiting += _imported(found[name], package)
+    for name in sorted(found):
+        yield name.encode() + b"\0" + found[name]
+
+
+def _source_file(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    return Path(spec.origin).resolve() if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _imported(source: bytes, package: str) -> Iterator[str]:
+    """Every module that a source may import; ``from a import b`` may mean the module ``a.b``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = importlib.util.resolve_name("." * node.level + (node.module or ""), package or None)
+            names = [start, *(f"{start}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
 def _summary(error: BaseException) -> str:
