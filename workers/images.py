@@ -1,7 +1,10 @@
-"""The data set type and its readers: ``.npz``, Parquet and IDX files, and folders of them."""
+"""The data set type and its readers: ``.npz``, Parquet and IDX files, folders of them, saved Hugging Face data sets."""
 
+import contextlib
 import gzip
 import hashlib
+import io
+import json
 import math
 import struct
 import zlib
@@ -98,17 +101,31 @@ def read_dataset(path: Path, split: str | None, *, name: str | None = None) -> D
 
     A file is ``.npz`` (arrays ``images`` and ``labels``), Parquet (columns ``image`` and ``label``) or
     IDX images (``…images-idx3-ubyte``, the labels beside them). A folder holds two splits: MNIST's four
-    IDX files, or ``train`` and ``test`` as ``.npz`` or ``.parquet``.
+    IDX files, or ``train`` and ``test`` as ``.npz`` or ``.parquet``; or it is what ``save_to_disk`` of Hugging Face's
+    ``datasets`` wrote, a DatasetDict with its splits or a Dataset. In Parquet and Arrow an image is nested lists of
+    whole numbers 0 to 255, or the struct ``{bytes, path}`` of an encoded file.
 
     Args:
         path: the file or folder.
-        split: ``train`` or ``test`` for a folder (``test`` when None); None for a file.
+        split: ``train`` or ``test`` for a folder (``test`` when None); None for a file or a saved Dataset.
         name: what errors call it; the path when None.
 
     Raises:
         WrongInput: when the file is absent, broken, of an unknown kind, or its content is unusable.
     """
     name = name or str(path)
+    if (path / "dataset_dict.json").is_file():
+        path, split = path / (split or "test"), split or "test"
+        if not (path / "state.json").is_file():
+            there = sorted(entry.parent.name for entry in path.parent.glob("*/state.json"))
+            raise WrongInput(f"{name}: has no split {split}, only {', '.join(there) or 'none'}")
+        images, labels = _read_saved(path)
+        return Dataset.checked(images, labels, split=split, name=name)
+    if (path / "state.json").is_file():
+        if split not in (None, "all"):
+            raise WrongInput(f"{name}: a saved Dataset has no splits, got --split {split}")
+        images, labels = _read_saved(path)
+        return Dataset.checked(images, labels, split="all", name=name)
     if path.is_dir():
         path, split = _file_of_split(path, split or "test", name)
     elif not path.exists():
@@ -199,14 +216,70 @@ def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray]:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise WrongInput(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
-    images = _column(table, ("image", "images"), path)
+    return _images_and_labels(table, path)
+
+
+def _read_saved(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What ``Dataset.save_to_disk`` wrote: Arrow streams, listed in order in ``state.json``."""
+    import pyarrow as pa
+
+    try:
+        names = [file["filename"] for file in json.loads((folder / "state.json").read_text())["_data_files"]]
+        if any(Path(name).name != name for name in names):
+            raise ValueError(f"state.json names files outside the folder: {', '.join(names)}")
+        tables = []
+        for name in names:
+            with pa.memory_map(str(folder / name)) as file, pa.ipc.open_stream(file) as stream:
+                tables.append(stream.read_all())
+        table = pa.concat_tables(tables)
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        raise WrongInput(f"{folder}: not a readable data set of save_to_disk: {_first_line(error)}") from None
+    return _images_and_labels(table, folder)
+
+
+def _images_and_labels(table: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The columns of a table as arrays."""
+    import pyarrow as pa
+
+    images = _column(table, ("image", "images", "img"), path)
     labels = _column(table, ("label", "labels"), path)
     if not len(images):
         raise WrongInput(f"{path}: holds no images")
     if images.null_count or labels.null_count:
         raise WrongInput(f"{path}: columns image and label must have no nulls")
+    if pa.types.is_struct(images.type):
+        return _decoded(images, path), labels.to_numpy()
     shapes = table.column("shape") if "shape" in table.column_names else None
     return _nested_to_array(images.combine_chunks(), shapes, path), labels.to_numpy()
+
+
+_MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}
+"""Pillow's modes that are taken, and what each is read as: grey or colour of 8 bits."""
+
+
+def _decoded(column: Any, path: Path) -> np.ndarray:
+    """Encoded image files, structs with ``bytes``, as uint8 ``[N, H, W]`` or ``[N, 3, H, W]``."""
+    from PIL import Image
+
+    images: list[np.ndarray] = []
+    for cell in column:
+        content = cell.as_py().get("bytes")
+        if content is None:
+            raise WrongInput(f"{path}: image {len(images)} is only a path; save the data set with the files embedded")
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                mode = _MODES.get(picture.mode)
+                array = np.asarray(picture.convert(mode)) if mode else None
+                said = picture.mode
+        except Exception as error:  # Pillow's decoders raise many kinds for broken files
+            raise WrongInput(f"{path}: image {len(images)} cannot be decoded: {_first_line(error)}") from None
+        if array is None:
+            raise WrongInput(f"{path}: image {len(images)} must be grey or RGB of 8 bits, got {said}")
+        if images and array.shape != images[0].shape:
+            raise WrongInput(f"{path}: every image must have the same shape, got {images[0].shape} and {array.shape}")
+        images.append(array)
+    stacked = np.stack(images)
+    return stacked if stacked.ndim == 3 else stacked.transpose(0, 3, 1, 2)
 
 
 def _column(table: Any, names: Sequence[str], path: Path) -> Any:
@@ -231,6 +304,9 @@ def _nested_to_array(column: Any, shapes: Any, path: Path) -> np.ndarray:
             raise WrongInput(f"{path}: every image must have the same shape")
         sides.append(lengths.pop())
         column = column.flatten()
+    if pa.types.is_integer(column.type) and len(sides) > 1:
+        with contextlib.suppress(pa.ArrowInvalid):  # a level outside
+            column = column.cast(pa.uint8())
     if column.type != pa.uint8():
         raise WrongInput(f"{path}: images must be lists of uint8 (0 to 255), got {column.type}")
     if isinstance(tensor, pa.FixedShapeTensorType):  # pyarrow's own tensor carries its shape
