@@ -415,7 +415,10 @@ NULL_ROW = pa.FixedSizeListArray.from_arrays(pa.array(GREY.ravel()), 4, mask=pa.
         ({"image": with_holes(GREY, shorten_image), "label": LABELS}, "same shape"),
         ({"image": with_holes(GREY, shorten_row), "label": LABELS}, "same shape"),
         ({"image": pa.FixedSizeListArray.from_arrays(NULL_ROW, 5), "label": LABELS}, "x.parquet"),
-        ({"image": nested(GREY.astype(int) + 1, pa.int64()), "label": LABELS}, "lists of uint8 (0 to 255), got int64"),
+        (
+            {"image": nested(GREY.astype(int) + 255, pa.int64()), "label": LABELS},
+            "lists of uint8 (0 to 255), got int64",
+        ),
         ({"image": nested(GREY / 255, pa.float32()), "label": LABELS}, "lists of uint8 (0 to 255), got float"),
         ({"image": LABELS, "label": LABELS}, "lists of uint8 (0 to 255), got int64"),
         ({"image": [b"abc"] * 6, "label": LABELS}, "lists of uint8 (0 to 255), got binary"),
