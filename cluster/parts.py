@@ -23,7 +23,7 @@ READERS = 16
 TARGET_BYTES = 128 * 2**20
 """Of a compacted file, uncompressed: who reads it whole must hold it."""
 
-ROW_GROUP = 65_536
+ROW_GROUP = 8192
 
 _NAME = re.compile(r"part-(\d{6,})(?:-(\d{6,}))?\.parquet")
 _COUNTS = b"brittle.shard_rows"

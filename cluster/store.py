@@ -112,13 +112,12 @@ class RunFolder:
         """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent.
 
         Raises:
-            StorageError: when it cannot be written.
+            StorageError: when it cannot be written; nothing is left then.
         """
         self._confirm()
         columns: dict[str, Any] = {"image_id": plan.ids}
         columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
         schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
-        write_part(pa.table(columns, schema=schema), self.place / "plan.parquet")
         content = {
             "frozen": plan.frozen,
             "recorded": plan.recorded,
@@ -126,7 +125,13 @@ class RunFolder:
             "shard_size": plan.shard_size,
             "images": len(plan.ids),
         }
-        (self.place / "run.json").write((json.dumps(content, indent=1) + "\n").encode())
+        try:
+            write_part(pa.table(columns, schema=schema), self.place / "plan.parquet")
+            (self.place / "run.json").write((json.dumps(content, indent=1) + "\n").encode())
+        except StorageError:
+            with contextlib.suppress(StorageError):
+                (self.place / "plan.parquet").remove()
+            raise
 
     def forget(self, made: Sequence[Path]) -> None:
         """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""

@@ -23,7 +23,7 @@ from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.actor import ShardSummary, SharedModel
 from workers.attacks.attack import Attack
-from workers.errors import WrongInput
+from workers.errors import StorageError, WrongInput
 from workers.places import Place
 from workers.results import SCHEMA_VERSION, Status
 from workers.versions import version_of, versions
@@ -325,8 +325,8 @@ class _Launch:
                 f"interrupted: {plan.shards - left.shards_left} of {plan.shards} shards are done in "
                 f"{self.folder.place}; run the same command again to resume"
             ) from None
-        except OSError as error:
-            raise RuntimeError(f"{error}; what is done is kept: run the same command again to go on") from None
+        except StorageError as error:
+            raise StorageError(f"{error}; run the same command again to resume") from None
 
 
 @dataclass

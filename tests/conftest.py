@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+import os
 import socket
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def free_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "disk":
         return Place.of(tmp_path / "run")
     return Place.of(f"{request.getfixturevalue('s3')}/{tmp_path.parent.name}-{tmp_path.name}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A filesystem of its own of 64 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a filesystem needs root and the right to do so")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -147,32 +147,38 @@ def read_idx(path: Path) -> np.ndarray:
     """Reads one IDX file of unsigned bytes (gzipped when its name ends in ``.gz``).
 
     Returns:
-        uint8, of the shape that the header gives.
+        uint8, of the shape that the header gives; read-only. A file that is not gzipped is mapped, not read: its
+        images take no memory of this process until they are used, and then only the system's page cache.
 
     Raises:
         WrongInput: when the file is absent, truncated or not IDX of unsigned bytes.
     """
     try:
-        raw = path.read_bytes()
         if path.suffix == ".gz":
-            raw = gzip.decompress(raw)
+            raw: Any = np.frombuffer(gzip.decompress(path.read_bytes()), np.uint8)
+        elif path.stat().st_size:
+            raw = np.memmap(path, np.uint8, "r")
+        else:
+            raw = np.empty(0, np.uint8)
     except OSError as error:
         raise WrongInput(f"{path}: {error.strerror or error}") from None
     except (EOFError, zlib.error) as error:
         raise WrongInput(f"{path}: not a whole gzip file: {error}") from None
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise WrongInput(f"{path}: not an IDX file of unsigned bytes (magic {raw[:4].hex() or 'absent'})")
-    if raw[3] > 4:
-        raise WrongInput(f"{path}: images and labels have at most 4 axes, got {raw[3]}")
-    header = 4 + 4 * raw[3]
+    magic = raw[:4].tobytes()
+    if magic[:3] != b"\0\0\x08" or len(magic) < 4:
+        raise WrongInput(f"{path}: not an IDX file of unsigned bytes (magic {magic.hex() or 'absent'})")
+    axes = magic[3]
+    if axes > 4:
+        raise WrongInput(f"{path}: images and labels have at most 4 axes, got {axes}")
+    header = 4 + 4 * axes
     if len(raw) < header:
         raise WrongInput(f"{path}: truncated: the header needs {header} bytes, got {len(raw)}")
-    shape = struct.unpack(f">{raw[3]}I", raw[4:header])
+    shape = struct.unpack(f">{axes}I", raw[4:header].tobytes())
     expected = header + math.prod(shape)
     if len(raw) != expected:
         problem = "truncated" if len(raw) < expected else "too long"
         raise WrongInput(f"{path}: {problem}: shape {shape} needs {expected} bytes, got {len(raw)}")
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
+    return raw[header:].reshape(shape)
 
 
 def _file_of_split(folder: Path, split: str, name: str) -> tuple[Path, str]:

@@ -1,8 +1,11 @@
 """A run's folder: plans that read back, parts that count as done, one driver at a time."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +13,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.summary import SUMMARISED, summarise
 from cluster.store import Plan, RunFolder
 from tests.conftest import random_images, random_model
 from workers.attacks import FGSM
-from workers.errors import WrongInput
+from workers.errors import StorageError, WrongInput
 from workers.places import Place
 from workers.results import write_part
 from workers.search import search_budgets
 
 ROOT = Path(__file__).parent.parent.parent
 ATTACKS = FGSM.at_each_budget({"epsilon": [0.2, 0.1]})
+
+
+def place_for(place: Place) -> RunFolder:
+    """A run's folder as a driver that holds it finds it."""
+    if place.local:
+        place.path.mkdir()
+    return RunFolder(place)
 
 
 def a_plan(count: int = 10, size: int = 4, *, targeted: bool = True) -> Plan:
@@ -50,8 +61,8 @@ def test_a_plan_reads_back(tmp_path: Path, targeted: bool) -> None:
     assert [found.span(shard) for shard in range(found.shards)] == [slice(0, 4), slice(4, 8), slice(8, 10)]
 
 
-def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
+def test_done_is_a_whole_part_with_its_own_rows(free_place: Place) -> None:
+    plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
     for shard in range(3):
         write_shard(folder, plan, shard)
@@ -63,13 +74,13 @@ def test_done_is_a_whole_part_with_its_own_rows(tmp_path: Path) -> None:
     assert folder.done(plan) == [0, 2]
     folder.part(1).write(folder.part(0).read())
     assert folder.done(plan) == [0, 2]
-    table = pq.read_table(folder.part(2).path)
+    table = pq.read_table(io.BytesIO(folder.part(2).read()))
     write_part(table.slice(0, len(table) // 2), folder.part(2))  # one of the two budgets
     assert folder.done(plan) == [0]
 
 
-def test_rows_are_those_of_the_plan(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
+def test_rows_are_those_of_the_plan(free_place: Place) -> None:
+    plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
     with pytest.raises(WrongInput, match="no results yet"):
         folder.tables(plan)
@@ -109,8 +120,8 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     RunFolder(Place.of(tmp_path / "absent")).require_usable()
 
 
-def test_sweep_takes_temporary_files_only(tmp_path: Path) -> None:
-    plan, folder = a_plan(), RunFolder(Place.of(tmp_path))
+def test_sweep_takes_temporary_files_only(free_place: Place) -> None:
+    plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
     write_shard(folder, plan, 0)
     stale = [
@@ -123,6 +134,65 @@ def test_sweep_takes_temporary_files_only(tmp_path: Path) -> None:
     folder.sweep()
     assert not any(path.exists() for path in stale)
     assert folder.done(plan) == [0]
+
+
+def test_summaries_read_their_columns_only(free_place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = a_plan(), place_for(free_place)
+    folder.create(plan)
+    for shard in range(3):
+        write_shard(folder, plan, shard)
+    read: set[str] = set()
+    known = pq.ParquetFile.read
+
+    def watched(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+        read.update(columns or file.schema_arrow.names)
+        return known(file, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", watched)
+    light, whole = folder.tables(plan, SUMMARISED), RunFolder(free_place)
+    assert read == {*SUMMARISED, "target"}
+    for table, full in zip(light, whole.tables(plan), strict=True):
+        assert table == full.select(SUMMARISED)
+        assert summarise(table) == summarise(full)
+
+
+def test_many_parts_come_in_batches_and_in_order(tmp_path: Path) -> None:
+    plan, folder = a_plan(700, 1), RunFolder(Place.of(tmp_path))
+    folder.create(plan)
+    write_shard(folder, plan, 0)
+    with folder.part(0).open() as file:
+        one = pq.read_table(file)
+    for shard in range(700):
+        keys = {"image_id": [plan.ids[shard]] * 2, "target": [shard % 3] * 2}
+        row = one
+        for name, values in keys.items():
+            index = row.schema.get_field_index(name)
+            row = row.set_column(index, row.schema.field(name), pa.array(values, row.schema.field(name).type))
+        write_part(row, folder.part(shard))
+    for table in folder.tables(plan, ["image_id"]):
+        assert table["image_id"].to_pylist() == plan.ids.tolist()
+        assert table["image_id"].num_chunks < 256
+    batches = list(folder.batches(plan, 100))
+    assert [len(tables[0]) for tables in batches] == [100] * 7
+    assert [image for tables in batches for image in tables[1]["image_id"].to_pylist()] == plan.ids.tolist()
+
+
+def test_a_plan_on_a_full_disk_leaves_nothing(small_disk: Path) -> None:
+    folder, ballast = RunFolder(Place.of(small_disk) / "run"), small_disk / "ballast"
+    folder.place.path.mkdir()
+    with pytest.raises(StorageError, match=r"run.json: No space left on device|plan.parquet: No space left"):
+        folder.create(replace(a_plan(), frozen={"attack": "x" * 100_000}))
+    assert folder.place.names() == []
+    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(512))
+    with pytest.raises(StorageError, match="No space left on device"), folder.locked():
+        folder.create(a_plan())
+    assert folder.place.names() == []
+    ballast.unlink()
+    with folder.locked():
+        folder.create(a_plan())
+    assert folder.exists
 
 
 HOLD = """

@@ -21,7 +21,7 @@ from jobs.main import main
 from workers.models.cnn import CNN
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ["data", "train", "attack", "evaluate", "verify", "status", "report", "run"]
+COMMANDS = ["data", "train", "attack", "evaluate", "verify", "status", "report", "compact", "run"]
 ATTACKS = ["fgsm", "ifgsm", "jsma", "de"]
 
 MODELS = """
@@ -433,6 +433,11 @@ CASES = {
     "verify run --model wrong_input_models:five_classes": "classes",
     "verify run --weights a-file": "--weights",
     "status absent": "absent",
+    "status nowhere://bucket/run": "nowhere",
+    "compact absent": "absent",
+    "compact foreign": "foreign",
+    "compact a-file": "a-file",
+    "compact empty": "empty",
     "status empty": "empty",
     "status a-file": "a-file",
     "status cut": "cut",

@@ -541,3 +541,17 @@ def test_read_idx_gives_the_array_of_any_number_of_axes(tmp_path: Path) -> None:
     for array in (LABELS.astype(np.uint8), GREY, COLOUR):
         (tmp_path / "x").write_bytes(idx_bytes(array))
         np.testing.assert_array_equal(read_idx(tmp_path / "x"), array)
+
+
+def test_images_of_an_idx_file_are_mapped_not_read(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (50, 5, 4), dtype=np.uint8)
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx_bytes(images))
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx_bytes(np.arange(50, dtype=np.uint8) % 10))
+    dataset = read_dataset(tmp_path, "test")
+    np.testing.assert_array_equal(dataset.images[:, 0], images)
+    base: object = dataset.images
+    while isinstance(base, np.ndarray) and not isinstance(base, np.memmap):
+        base = base.base
+    assert isinstance(base, np.memmap)
+    assert np.shares_memory(base, dataset.images)
+    assert dataset.content_hash() == Dataset.checked(images, dataset.labels, split="test", name="x").content_hash()

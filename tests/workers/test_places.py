@@ -1,11 +1,8 @@
 """Places on a disk, on S3, and where nothing can be written."""
 
-import os
 import pickle
 import resource
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -80,20 +77,6 @@ def test_what_s3_refuses_is_said_in_one_line(s3: str, monkeypatch: pytest.Monkey
     with pytest.raises(StorageError, match=r"s3://no-such-bucket/run/a: The specified bucket does not exist"):
         (Place.of("s3://no-such-bucket/run") / "a").write(b"")
     assert (Place.of("s3://no-such-bucket/run") / "a").exists() is False
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of its own of 64 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a filesystem needs root and the right to do so")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_full_disk_says_so_and_keeps_nothing_half(small_disk: Path) -> None:

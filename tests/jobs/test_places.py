@@ -1,4 +1,4 @@
-"""Whole runs on S3: killed, resumed, merged, and two drivers at once."""
+"""Whole runs on S3 and on a full disk: killed, resumed, merged, and two drivers at once."""
 
 import os
 import signal
@@ -105,3 +105,19 @@ def test_another_s_folder_on_s3_is_left_alone(s3: str, mnist_folder: Path, capsy
     assert main(attack(mnist_folder, f"{s3}/foreign")) == 2
     assert "is not a run's folder" in capsys.readouterr().err
     assert Place.of(f"{s3}/foreign").names() == ["precious"]
+
+
+def test_a_disk_that_fills_up_in_the_middle(
+    small_disk: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = attack(mnist_folder, str(small_disk / "run"))
+    assert main(command) == 1
+    err = capsys.readouterr().err.strip().splitlines()
+    assert err[-1].startswith("brittle: failed: ")
+    assert "No space left on device" in err[-1]
+    assert "run the same command again" in err[-1]
+    assert all(name.startswith("part-") for name in Place.of(small_disk / "run" / "parts").names())
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    assert main(command) == 0
+    assert main(["verify", str(small_disk / "run")]) == 0
+    assert "all 60 rows agree" in capsys.readouterr().out
