@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 from cyclopts import App, Parameter
 from tqdm import tqdm
 
-__all__ = ["Damage", "app", "rampage"]
+__all__ = ["Damage", "FallibleCluster", "app", "rampage"]
 
 ROOT = Path(__file__).parent.parent
 NODES = 3
@@ -76,10 +76,14 @@ class Damage:
         return "\n".join([*lines, *self.problems])
 
 
-class _Cluster:
-    """Ray on this machine with a head that has no room for workers, and nodes that come and go."""
+class FallibleCluster:
+    """Ray on this machine with a head that has no room for workers, and nodes that come and go.
 
-    def __init__(self) -> None:
+    Args:
+        nodes: how many there are at first, each with a processor and a GPU in name.
+    """
+
+    def __init__(self, nodes: int) -> None:
         from ray.cluster_utils import Cluster
 
         # A dead node is noticed in about two seconds instead of a quarter of a minute.
@@ -88,19 +92,16 @@ class _Cluster:
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self.address = self._cluster.address
         self._nodes: list[Any] = []
-        for _ in range(NODES):
+        for _ in range(nodes):
             self.add()
 
     def add(self) -> None:
+        """Starts a node, which joins a little later."""
         self._nodes.append(self._cluster.add_node(num_cpus=1, num_gpus=1, wait=False))
 
-    def kill_node(self, chance: random.Random) -> bool:
-        """Kills a node with all that runs on it; at least one stays."""
-        if len(self._nodes) < 2:
-            return False
-        node = self._nodes.pop(chance.randrange(len(self._nodes)))
-        self._cluster.remove_node(node, allow_graceful=False)
-        return True
+    def kill_node(self, number: int) -> None:
+        """Kills a node with all that runs on it; 0 is the oldest."""
+        self._cluster.remove_node(self._nodes.pop(number), allow_graceful=False)
 
     def kill_worker(self, chance: random.Random) -> bool:
         """Kills one search actor's process."""
@@ -115,8 +116,9 @@ class _Cluster:
         return True
 
     @property
-    def missing(self) -> int:
-        return NODES - len(self._nodes)
+    def nodes(self) -> int:
+        """How many nodes there are besides the head."""
+        return len(self._nodes)
 
     def stop(self) -> None:
         self._cluster.shutdown()
@@ -178,7 +180,7 @@ def rampage(model: str, data: str, kills: int, seed: int, folder: Path) -> Damag
         seed: of the kills' times and kinds.
         folder: for the runs and the drivers' log.
     """
-    chance, damage, cluster = random.Random(seed), Damage(), _Cluster()
+    chance, damage, cluster = random.Random(seed), Damage(), FallibleCluster(NODES)
     log = folder / "drivers.log"
     command = [sys.executable, "-m", "jobs.attack", *SEARCH, "--model", model, "--data", data, "--gpus-per-worker", "1"]
     command += ["--workers", str(NODES), "--address", cluster.address, "--retry-failed"]
@@ -203,7 +205,7 @@ def rampage(model: str, data: str, kills: int, seed: int, folder: Path) -> Damag
 def _disturb(
     command: list[str],
     log: Path,
-    cluster: _Cluster,
+    cluster: FallibleCluster,
     chance: random.Random,
     damage: Damage,
     kills: int,
@@ -220,7 +222,7 @@ def _disturb(
                     damage.problems.append(f"a run did not end within {PATIENCE:g} s: {log.read_text()[-500:]}")
                     return
                 if damage.kills.total() >= kills:  # the rest in peace
-                    for _ in range(cluster.missing):
+                    for _ in range(cluster.nodes, NODES):
                         cluster.add()
                     continue
                 if time.monotonic() > life:
@@ -229,11 +231,12 @@ def _disturb(
                     kind: str | None = "driver"
                 elif chance.random() < 0.7:
                     kind = "worker" if cluster.kill_worker(chance) else None
-                elif cluster.missing:
+                elif cluster.nodes < NODES:
                     cluster.add()
                     kind = None
                 else:
-                    kind = "node" if cluster.kill_node(chance) else None
+                    cluster.kill_node(chance.randrange(cluster.nodes))
+                    kind = "node"
                 if kind:
                     damage.kills[kind] += 1
                     bar.update()
