@@ -148,10 +148,13 @@ class RunFolder:
         """Reads the frozen plan.
 
         Raises:
-            WrongInput: when there is none, or it is broken.
+            WrongInput: when there is none, it is broken, or the folder cannot be reached.
         """
-        if not self.exists:
-            raise WrongInput(f"{self.place}: not a run's folder (it has no run.json)")
+        try:
+            if not self.exists:
+                raise WrongInput(f"{self.place}: not a run's folder (it has no run.json)")
+        except StorageError as error:
+            raise WrongInput(str(error)) from None
         try:
             content = json.loads((self.place / "run.json").read())
             with (self.place / "plan.parquet").open() as file:

@@ -93,17 +93,11 @@ class Place:
 
     def exists(self) -> bool:
         """Whether a file or folder is there; a remote folder is where a file below it is."""
-        if self.local:
-            return self.path.exists()
-        with self._reaching():
-            return bool(self._filesystem.exists(self._key))
+        return self.path.exists() if self.local else bool(self._kind())
 
     def is_file(self) -> bool:
         """Whether a file is there."""
-        if self.local:
-            return self.path.is_file()
-        with self._reaching():
-            return bool(self._filesystem.isfile(self._key))
+        return self.path.is_file() if self.local else self._kind() == "file"
 
     def names(self) -> list[str]:
         """The names of what is in the folder, hidden ones included, sorted; none when it is absent."""
@@ -200,6 +194,14 @@ class Place:
                 self.path.unlink()
             else:
                 self._filesystem.rm_file(self._key)
+
+    def _kind(self) -> str:
+        """What is there, empty when nothing is; fsspec's own question takes a network that is down for an absence."""
+        try:
+            with self._reaching():
+                return str(self._filesystem.info(self._key)["type"])
+        except FileNotFoundError:
+            return ""
 
     @property
     def _filesystem(self) -> Any:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,6 +99,23 @@ def test_places_that_cannot_hold_a_run(
     err = capsys.readouterr().err.strip()
     assert said in err.splitlines()[-1]
     assert err.splitlines()[-1].startswith("brittle: ")
+
+
+@pytest.mark.parametrize("command", ["status", "verify", "compact"])
+def test_a_store_that_does_not_answer(command: str) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        environment = os.environ | {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{nobody.getsockname()[1]}",
+            "AWS_ACCESS_KEY_ID": "nobody",
+            "AWS_SECRET_ACCESS_KEY": "nothing",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+        call = [sys.executable, "-W", "error", "-m", "jobs.main", command, "s3://bucket/run"]
+        done = subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("brittle: s3://bucket/run/run.json: Could not connect to the endpoint")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_another_s_folder_on_s3_is_left_alone(s3: str, mnist_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
