@@ -28,7 +28,7 @@ class Resources:
     """How many actors, and what each is given.
 
     Attributes:
-        workers: actors; None fills the cluster, whatever joins it later included.
+        workers: actors; None fills what is free in the cluster, whatever joins it later included.
         cpus: processors for each, which is also torch's threads.
         gpus: GPUs for each, fractions allowed; None means one where the cluster has any.
         patience: seconds that a search goes on without any worker.
@@ -66,7 +66,7 @@ class SearchPool:
             raise WrongInput(f"--gpus-per-worker {self.gpus:g}: this machine has {session.gpus:g} GPUs")
         if session.local and resources.cpus > session.cpus:
             raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
-        room = self._room(session.cpus, session.gpus)
+        room = self._room(session.cpus, session.gpus) if session.local else self._free()
         wanted = resources.workers or max(1, room)
         if session.local and wanted > room:
             raise WrongInput(f"--workers {wanted}: this machine has room for {room} of this size")
@@ -120,15 +120,15 @@ class SearchPool:
                 self.say(f"waiting for workers: {len(self.actors) - len(pings)} of {len(self.actors)} answer")
 
     def grow(self) -> list[Any]:
-        """Asks for more actors when the pool fills the cluster and that has grown; returns the new ones."""
+        """Asks for more actors when the pool fills the cluster and there is room; returns the new ones.
+
+        To be called when all actors run: those that wait for a place would take it first.
+        """
         now = time.monotonic()
         if self.resources.workers or self.session.local or now - self._looked < GROW_SECONDS:
             return []
-        import ray
-
         self._looked = now
-        has = ray.cluster_resources()
-        return self._create(self._room(has.get("CPU", 0), has.get("GPU", 0)) - len(self.actors))
+        return self._create(self._free())
 
     def drop(self, actor: Any) -> None:
         """Ends an actor for good."""
@@ -158,11 +158,18 @@ class SearchPool:
             self.drop(actor)
 
     def _create(self, count: int) -> list[Any]:
-        names = range(self._made, self._made + max(0, count))
+        names = range(self._made, self._made + count)
         made = [self._remote.remote(_ROOT, self.resources.threads, f"worker-{number}") for number in names]
         self._made += len(made)
         self.actors += made
         return made
+
+    def _free(self) -> int:
+        """How many actors the cluster has room for now, beside all that runs there."""
+        import ray
+
+        free = ray.available_resources()
+        return self._room(free.get("CPU", 0), free.get("GPU", 0))
 
     def _room(self, cpus: float, gpus: float) -> int:
         """How many actors fit into so many processors and GPUs."""

@@ -139,7 +139,7 @@ class Queue:
         manned = looked = time.monotonic()
         more = True
         while True:
-            for actor in self._pool.grow():
+            for actor in [] if self._benched else self._pool.grow():
                 self._bench(actor)
             more = self._hand_out(more)
             if not (more or self._again or self._flights or self._judged):
