@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_origin
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -164,7 +164,7 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
         raise WrongInput(f"{path}: expected 'attack: NAME' and that attack's flags")
     attack = content.pop("attack")
     try:
-        attack_named(attack)
+        kind = attack_named(attack)
     except WrongInput as error:
         raise WrongInput(f"{path}: {error}") from None
     add_named(attack)
@@ -179,7 +179,11 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
         if isinstance(value, bool):
             tokens.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
-            tokens.append(f"{flag}={','.join(map(str, value))}")
+            field = kind.model_fields.get(str(key).replace("-", "_"))
+            pair = (
+                field is not None and get_origin(field.annotation) is tuple
+            )  # given as --flag 2 5, else as --flag=2,5
+            tokens += [flag, *map(str, value)] if pair else [f"{flag}={','.join(map(str, value))}"]
         elif isinstance(value, dict):
             raise WrongInput(f"{path}: {key} must be a value or a list, got a mapping")
         else:

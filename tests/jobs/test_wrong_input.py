@@ -256,6 +256,8 @@ CASES = {
     f"{FGSM} --target likely": "--target",
     f"{FGSM} --target nan": "--target",
     f"{FGSM} --correct=maybe": "--correct",
+    f"{FGSM} --nonsense 1": "The attack takes --epsilon.",
+    f"attack nobody:PGD --model model {ON}": "torchattacks:NAME, foolbox:NAME",
     # data
     "attack fgsm --model model --out out --data absent.npz": "absent.npz",
     "attack fgsm --model model --out out --data minst": "minst",
@@ -276,6 +278,7 @@ CASES = {
     # models
     f"attack fgsm --model absent {ON}": "--model absent",
     f"attack fgsm --model model/model.json {ON}": "--model model/model.json",
+    f"attack fgsm --model model/w.safetensors {ON}": "weights without an architecture",
     f"attack fgsm --model empty {ON}": "model.json",
     f"attack fgsm --model no-card {ON}": "model.json",
     f"attack fgsm --model broken-card {ON}": "model.json",
