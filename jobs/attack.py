@@ -180,9 +180,8 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
             tokens.append(flag if value else flag.replace("--", "--no-", 1))
         elif isinstance(value, list):
             field = kind.model_fields.get(str(key).replace("-", "_"))
-            pair = (
-                field is not None and get_origin(field.annotation) is tuple
-            )  # given as --flag 2 5, else as --flag=2,5
+            # --flag 2 5 for a tuple; --flag=2,5 for several budgets
+            pair = field is not None and get_origin(field.annotation) is tuple
             tokens += [flag, *map(str, value)] if pair else [f"{flag}={','.join(map(str, value))}"]
         elif isinstance(value, dict):
             raise WrongInput(f"{path}: {key} must be a value or a list, got a mapping")

@@ -1,5 +1,7 @@
 """The README's examples, run as they stand and in their order, in one folder that has a trained `model`.
 
+The slow ones have another folder, where the first of them trains the model.
+
 What a block needs said stands in a comment before it: ``<!-- not run: REASON -->``, or ``<!-- slow -->`` for one that
 takes minutes. A block of Python or YAML that begins with a comment of a file's name is that file.
 """
@@ -54,16 +56,15 @@ def parameters() -> list[object]:
     found = []
     for number, example in enumerate(examples()):
         if example.runs:
-            slow = [pytest.mark.slow] if example.mark == "slow" else []
+            slow = [pytest.mark.slow, pytest.mark.timeout(7200)] if example.mark == "slow" else []
             found.append(pytest.param(example, marks=slow, id=f"{number}-{example.heading.replace(' ', '-')}"))
     return found
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, mnist_folder: Path) -> Path:
-    """The reader's folder: `model`, and the files that the README shows."""
+def slow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A reader's folder: the files that the README shows."""
     home = tmp_path_factory.mktemp("readme")
-    shutil.copytree(mnist_folder, home / "model")
     (home / "bin").mkdir()
     command = home / "bin" / "brittle"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m jobs.main "$@"\n')
@@ -71,6 +72,15 @@ def home(tmp_path_factory: pytest.TempPathFactory, mnist_folder: Path) -> Path:
     for example in examples():
         if example.file:
             (home / example.file).write_text(example.text)
+    return home
+
+
+@pytest.fixture(scope="module")
+def home(slow_home: Path, mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that has a trained `model` already."""
+    home = tmp_path_factory.mktemp("readme") / "home"
+    shutil.copytree(slow_home, home, ignore=shutil.ignore_patterns("model", "runs", "experiment"))
+    shutil.copytree(mnist_folder, home / "model")
     return home
 
 
@@ -83,7 +93,8 @@ def test_every_block_is_understood() -> None:
 
 
 @pytest.mark.parametrize("example", parameters())
-def test_example(example: Example, home: Path) -> None:
+def test_example(example: Example, request: pytest.FixtureRequest) -> None:
+    home = request.getfixturevalue("slow_home" if example.mark == "slow" else "home")
     if any(f"{toolkit}:" in example.text and importlib.util.find_spec(toolkit) is None for toolkit in TOOLKITS):
         pytest.skip("needs requirements-toolkits.txt")
     runner = ["bash", "-euc"] if example.language == "sh" else [sys.executable, "-c"]

@@ -5,6 +5,7 @@ import inspect
 import pickle
 import random
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,15 @@ CASES: dict[str, dict[str, Any]] = {
     "foolbox:BoundaryAttack": {"steps": 4},
     "foolbox:SpatialAttack": {"max_rotation": 20.0},
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in an actor: more only get into each other's way on one small image."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def rows(result: SearchResult) -> list[dict[str, Any]]:
