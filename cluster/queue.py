@@ -300,7 +300,7 @@ class Queue:
         except OSError:
             seen = b""
         if seen != token.encode():
-            return f"does not write to this machine's {self._folder}: --out must be a folder that all share"
+            return f"--out {self._folder.parent}: not a folder that workers and driver share"
         return None
 
     def _dismiss(self, actor: Any, reason: str) -> None:

@@ -16,6 +16,7 @@ from jobs.subject import SubjectOptions, load_subject
 from tests.conftest import random_images
 from tests.workers.test_attacks import FEWER, SMALL
 from workers.attacks import TOOLKITS, attack_named
+from workers.places import Place
 
 MODELS = """
 import torch
@@ -76,7 +77,7 @@ def test_every_attack_verify_and_the_page(
         attack = attack_named(name.split()[0])(**parameters)
         out = home / "runs" / model / name.replace(" ", "-").replace(":", "-")
         selection = Selection(limit=2 if name in FEWER else 5, target=None if name.startswith("foolbox") else "random")
-        (summary,) = launch((attack,), subject, selection, out, host)
+        (summary,) = launch((attack,), subject, selection, Place.of(out), host)
         assert not summary.counts.get("failed"), summary.first_error  # type: ignore[call-overload]
         assert main(["verify", str(out)]) == 0
         table = pq.read_table(out / "parts")
