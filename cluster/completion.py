@@ -70,7 +70,14 @@ class Completion:
             timeout: seconds that a shard may take.
         """
         queue = Queue(
-            pool, self._work(), self._load, self._count, model=model, folder=self._folder.parts, timeout=timeout
+            pool,
+            self._work(),
+            self._load,
+            self._count,
+            model=model,
+            attacks=self._attacks,
+            folder=self._folder.parts,
+            timeout=timeout,
         )
         self._model = model
         for event in queue:

@@ -144,13 +144,26 @@ class SearchPool:
         return SharedModel(model.content_hash, [ray.put(model)])
 
     def fitting_batch(self, model: SharedModel, shape: tuple[int, int, int], block: int) -> int:
-        """The batch that fits the GPU of every actor that runs now."""
+        """The batch that fits the GPU of every actor that runs now.
+
+        Raises:
+            RuntimeError: when the model fails on all of them.
+        """
         import ray
 
         asked = [actor.fitting_batch.remote(model, shape, block, self.gpus) for actor in self.actors]
-        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)
-        ready, _ = (ready, None) if ready else ray.wait(asked, num_returns=1)
-        return int(min(ray.get(ready)))
+        fitting: list[int] = []
+        problem = ""
+        while asked and not fitting:
+            ready, asked = ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)
+            for reference in ready:
+                try:
+                    fitting.append(ray.get(reference))
+                except ray.exceptions.RayError as error:
+                    problem = " ".join(str(error).split())[:500]
+        if not fitting:
+            raise RuntimeError(f"no worker can try the model: {problem}")
+        return min(fitting)
 
     def stop(self) -> None:
         """Ends the actors, whatever they are doing."""
@@ -205,8 +218,8 @@ def _actor_class() -> type:
         def device(self) -> str:
             return self._actor.device
 
-        def ready(self, model: Any, probe: Any, token: str) -> Any:
-            return self._actor.ready(model, probe, token)
+        def ready(self, *introduced: Any) -> Any:
+            return self._actor.ready(*introduced)
 
         def fitting_batch(self, shared: Any, shape: tuple[int, int, int], block: int, share: float) -> int:
             return self._actor.fitting_batch(shared, shape, block, share)

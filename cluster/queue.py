@@ -2,13 +2,14 @@
 
 import secrets
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.pool import SearchPool
 from workers.actor import Introduction, Shard, ShardSummary, SharedModel, WorkerBroken
+from workers.attacks.attack import Attack
 from workers.errors import StorageError, WrongInput
 from workers.places import Place
 from workers.versions import versions
@@ -17,6 +18,9 @@ __all__ = ["TRIES", "Done", "Lost", "Narrowed", "Queue", "Work"]
 
 TRIES = 3
 """Tries that may fail before a shard is searched row by row, and before a row is given up."""
+
+PROOF_SECONDS = 60.0
+"""How long a node may take to answer whether it lives: Ray itself finds a dead one in half of that."""
 
 TICK = 1.0
 """Seconds after which the loop yields None, so that its caller can show that it lives."""
@@ -56,16 +60,27 @@ class Lost:
     reason: str
 
 
-@dataclass
-class _Trial:
-    """The failed tries of one piece of work.
+class _Failure(NamedTuple):
+    """A failed try.
 
     Attributes:
-        failures: the node of each, None where the node cannot be to blame, and the reason.
-        proofs: references to answers of nodes that are asked whether they live.
+        actor: who failed.
+        node: where, None where the node cannot be to blame.
+        reason: in words.
+        unwritten: whether the search came to its end and its part could not be written.
     """
 
-    failures: list[tuple[str | None, str]] = field(default_factory=list)
+    actor: Any
+    node: str | None
+    reason: str
+    unwritten: bool = False
+
+
+@dataclass
+class _Trial:
+    """The failed tries of one piece of work, and the nodes that are asked whether they live, by reference."""
+
+    failures: list[_Failure] = field(default_factory=list)
     proofs: dict[Any, str] = field(default_factory=dict)
 
 
@@ -89,6 +104,7 @@ class Queue:
         load: makes a call's work, when it is handed out.
         rows: how many rows a shard has.
         model: what every actor builds before its first shard.
+        attacks: what every actor must be able to read.
         folder: where every actor leaves a probe for the driver.
         timeout: seconds after which a call is taken to hang and its actor is killed, which counts as a failed try.
 
@@ -97,7 +113,7 @@ class Queue:
 
     Raises:
         WrongInput: when no actor is fit for the search from the start: other versions, another device or folder.
-        StorageError: when a part could not be written after several tries.
+        StorageError: when a part could not be written, several times.
         RuntimeError: when no actor is left, or none has been there for as long as the pool's patience allows.
     """
 
@@ -109,22 +125,25 @@ class Queue:
         rows: Callable[[int], int],
         *,
         model: SharedModel,
+        attacks: Sequence[Attack],
         folder: Place,
         timeout: float,
     ) -> None:
         self._pool, self._fresh, self._load, self._rows = pool, iter(work), load, rows
-        self._model, self._folder, self._timeout = model, folder, timeout
+        self._model, self._attacks, self._folder, self._timeout = model, tuple(attacks), folder, timeout
+        self._packages = tuple(sorted({attack.PACKAGE for attack in attacks if attack.PACKAGE}))
         self._again: deque[Work] = deque()
         self._idle: deque[Any] = deque()
         self._flights: dict[Any, _Flight] = {}
         self._benched: dict[Any, tuple[Any, Place, str]] = {}
         self._trials: dict[Work, _Trial] = {}
-        self._judged: dict[Any, Work] = {}
+        self._judged: dict[Any, tuple[Work, float]] = {}
+        self._misses: Counter[Any] = Counter()
         self._overdue: set[Any] = set()
         self._present: dict[Any, Introduction] = {}
         self._ended: set[tuple[str, int]] = set()  # processes that were told to end, by node and pid
         self._unfit: list[str] = []
-        self._versions = versions()
+        self._versions = versions(*self._packages)
 
     @property
     def at_work(self) -> int:
@@ -144,11 +163,14 @@ class Queue:
             more = self._hand_out(more)
             if not (more or self._again or self._flights or self._judged):
                 return
-            if self._idle or self._flights or self._judged:
+            if self._idle or self._flights:
                 manned = time.monotonic()
             else:
                 self._require_hope(time.monotonic() - manned)
-            references = [*self._flights, *self._benched, *self._judged]
+            if not (references := [*self._flights, *self._benched, *self._judged]):
+                time.sleep(TICK)
+                yield None
+                continue
             ready, _ = ray.wait(references, num_returns=1, timeout=TICK)
             if ready:  # all that have ended: with many actors, one call of Ray answers for several shards
                 ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
@@ -164,16 +186,27 @@ class Queue:
             if time.monotonic() - looked > TICK:
                 looked = time.monotonic()
                 self._kill_overdue()
+                yield from self._judge_silent()
 
     def _hand_out(self, more: bool) -> bool:
         """Gives work to idle actors, repeated work first; returns whether fresh work may be left."""
-        while self._idle and (self._again or more):
-            work = self._again.popleft() if self._again else next(self._fresh, None)
-            if work is None:
-                return False
-            actor = self._idle.popleft()
-            self._flights[actor.search.remote(self._load(work))] = _Flight(actor, work, time.monotonic())
+        for actor in list(self._idle):
+            work = self._repeated_for(actor)
+            if work is None and more and (work := next(self._fresh, None)) is None:
+                more = False
+            if work is not None:
+                self._idle.remove(actor)
+                self._flights[actor.search.remote(self._load(work))] = _Flight(actor, work, time.monotonic())
         return more
+
+    def _repeated_for(self, actor: Any) -> Work | None:
+        """Work to repeat, if there is any that this actor was not the last to fail at, or nobody else is there."""
+        alone = not self._flights and len(self._idle) == 1
+        for position, work in enumerate(self._again):
+            if alone or work not in self._trials or self._trials[work].failures[-1].actor is not actor:
+                del self._again[position]
+                return work
+        return None
 
     def _land(self, reference: Any) -> Iterator[Done | Narrowed | Lost]:
         """Takes what a call came to."""
@@ -181,6 +214,7 @@ class Queue:
 
         actor, work, _ = self._flights.pop(reference)
         node: str | None = self._present[actor].node
+        unwritten = False
         overdue = reference in self._overdue
         self._overdue.discard(reference)
         try:
@@ -188,12 +222,12 @@ class Queue:
         except ray.exceptions.RayActorError:  # the process is gone; whether with its node is seen later
             reason = "its worker's process died (it crashed, was killed, or the machine ran out of memory)"
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            reason, node = " ".join(str(cause).split())[:500], None
+            cause, node = error.cause, None
+            reason, unwritten = _last_line(cause), isinstance(cause, StorageError)
             if isinstance(cause, WorkerBroken):
                 self._end(actor)
-            elif isinstance(cause, StorageError) and self._count(work) + 1 >= TRIES:
-                raise StorageError(f"{work} cannot be written: {reason}") from None
+            elif not unwritten:
+                self._misses[actor] += 1
         except ray.exceptions.RayError as error:  # a lost object, say: the call is over, the actor may be too
             reason = " ".join(str(error).split())[:500]
         else:
@@ -202,12 +236,17 @@ class Queue:
             else:
                 self._idle.append(actor)
             self._trials.pop(work, None)
+            del self._misses[actor]
             yield Done(work, summary)
             return
         if overdue:
             reason, node = f"it took longer than {self._timeout:g} s (--shard-timeout)", None
-        self._bench(actor)
-        yield from self._failed(work, node, reason)
+        if self._misses[actor] >= TRIES and len(self._pool.actors) > 1:
+            self._dismiss(actor, f"{self._present[actor].name} fails at whatever it is given: {reason}")
+        else:
+            self._pool.say(f"{self._present[actor].name} failed at {work}, which is tried again: {reason}")
+            self._bench(actor)
+        yield from self._failed(work, _Failure(actor, node, reason, unwritten))
 
     def _end(self, actor: Any) -> None:
         """Kills an actor's process; Ray starts another."""
@@ -216,32 +255,32 @@ class Queue:
         self._ended.add((self._present[actor].node, self._present[actor].pid))
         ray.kill(actor, no_restart=False)
 
-    def _failed(self, work: Work, node: str | None, reason: str) -> Iterator[Narrowed | Lost]:
+    def _failed(self, work: Work, failure: _Failure) -> Iterator[Narrowed | Lost]:
         """Counts a failed try; when they are too many, asks the nodes that may be to blame whether they live."""
         trial = self._trials.setdefault(work, _Trial())
-        trial.failures.append((node, reason))
+        trial.failures.append(failure)
+        if sum(failure.unwritten for failure in trial.failures) >= TRIES:
+            raise StorageError(f"{work} cannot be written: {failure.reason}")
         if len(trial.failures) < TRIES:
             self._again.appendleft(work)
             return
-        suspects = {node for node, _ in trial.failures if node}
+        suspects = {failure.node for failure in trial.failures if failure.node}
         if not suspects:
             yield from self._give_up(work)
         for suspect in suspects:
             proof = _proof_of_life(suspect)
             trial.proofs[proof] = suspect
-            self._judged[proof] = work
+            self._judged[proof] = work, time.monotonic()
 
     def _judge(self, proof: Any) -> Iterator[Narrowed | Lost]:
-        """Hears a node, or that it is dead: then what failed there does not count."""
+        """Hears of a node, or gives up hearing of it; when Ray holds it for dead, what failed there does not count."""
         import ray
 
-        work = self._judged.pop(proof)
+        work, _ = self._judged.pop(proof)
         trial = self._trials[work]
         suspect = trial.proofs.pop(proof)
-        try:
-            ray.get(proof)
-        except ray.exceptions.RayError:
-            trial.failures = [failure for failure in trial.failures if failure[0] != suspect]
+        if not any(node["NodeID"] == suspect and node["Alive"] for node in ray.nodes()):
+            trial.failures = [failure for failure in trial.failures if failure.node != suspect]
         if trial.proofs:
             return
         if len(trial.failures) < TRIES:
@@ -250,21 +289,26 @@ class Queue:
             yield from self._give_up(work)
 
     def _give_up(self, work: Work) -> Iterator[Narrowed | Lost]:
-        reason = f"{self._trials.pop(work).failures[-1][1]}, {TRIES} times of {TRIES}"
+        reason = f"{self._trials.pop(work).failures[-1].reason}, {TRIES} times of {TRIES}"
         if work.row is None:
             yield Narrowed(work.shard, reason)
             self._again.extend(Work(work.shard, row) for row in range(self._rows(work.shard)))
         else:
             yield Lost(work, reason)
 
-    def _count(self, work: Work) -> int:
-        return len(self._trials[work].failures) if work in self._trials else 0
+    def _judge_silent(self) -> Iterator[Narrowed | Lost]:
+        """A node that has neither answered nor been found dead for a while is taken to live."""
+        late = time.monotonic() - PROOF_SECONDS
+        for proof in [proof for proof, (_, asked) in self._judged.items() if asked < late]:
+            yield from self._judge(proof)
 
     def _bench(self, actor: Any) -> None:
         """Asks an actor to make itself ready, over as many restarts as it takes."""
         token = secrets.token_hex(8)
         probe = self._folder / f".probe-{token}.tmp"
-        self._benched[actor.ready.options(max_task_retries=-1).remote(self._model, probe, token)] = actor, probe, token
+        ready = actor.ready.options(max_task_retries=-1)
+        reference = ready.remote(self._model, self._attacks, self._packages, probe, token)
+        self._benched[reference] = actor, probe, token
 
     def _meet(self, reference: Any) -> None:
         """Takes an actor that is ready, if it is fit for this search."""
@@ -274,7 +318,7 @@ class Queue:
         try:
             introduction: Introduction = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            self._dismiss(actor, f"a worker cannot make itself ready: {' '.join(str(error.cause).split())[:500]}")
+            self._dismiss(actor, f"a worker cannot make itself ready: {_last_line(error.cause)}")
             return
         except ray.exceptions.RayError as error:  # killed for good: it does not come back
             self._dismiss(actor, f"a worker could not be started: {' '.join(str(error).split())[:500]}")
@@ -328,6 +372,12 @@ class Queue:
             if flight.started < late and reference not in self._overdue:
                 self._overdue.add(reference)
                 self._end(flight.actor)
+
+
+def _last_line(error: BaseException) -> str:
+    """What an error says; of one with a traceback in it, as Ray's are, the last line."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[-1].split())[:500]
 
 
 def _proof_of_life(node: str) -> Any:

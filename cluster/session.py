@@ -60,8 +60,10 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # Ray prints paragraphs on standard output for every worker that dies; the queue says it in a line.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # … and a traceback for every call that nobody waits for any more, as of a worker that comes back at the end.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    _name_token(address, say)
+    own_token = _name_token(address, say)
     import joblib  # counts the processors that a container or an affinity mask leaves
     import ray
 
@@ -82,10 +84,12 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
         yield Session(address == "local", resources.get("CPU", 0), resources.get("GPU", 0))
     finally:
         ray.shutdown()
+        if own_token:  # nobody else's
+            del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
 
 
-def _name_token(address: str, say: Callable[[str], None]) -> None:
-    """Sets what makes Ray use a token.
+def _name_token(address: str, say: Callable[[str], None]) -> bool:
+    """Sets what makes Ray use a token, and returns whether that is one of this session's own.
 
     Ray sends a token only with ``RAY_AUTH_MODE=token``, and for a Ray of its own writes one into a file that
     everybody on the machine can read: that one is given in memory instead.
@@ -95,11 +99,13 @@ def _name_token(address: str, say: Callable[[str], None]) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"
     elif "RAY_AUTH_MODE" not in os.environ and address == "local":
         os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
+        return True
     if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
+        return False
     file = Path(path) if path else Path.home() / ".ray" / "auth_token"
     if file.is_file() and (mode := stat.S_IMODE(file.stat().st_mode)) & 0o077:
         say(f"warning: the token in {file} can be read by others (mode {mode:03o}): chmod 600 {file}")
+    return False
 
 
 def _join(address: str, options: dict[str, object]) -> None:

@@ -171,10 +171,14 @@ def launch(
             if plan is not None:
                 run.compare(plan)
             plan = run.complete(plan, resolved)
-        except WrongInput:
+        except (WrongInput, KeyboardInterrupt) as error:
             if plan is None:
                 folder.sweep()  # the probes of workers that were left out
+                if folder.parts.names():  # it was the last sweep that was interrupted
+                    raise
                 folder.forget(made)
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted("interrupted before the search began") from None
             raise
     if watch is not None and not folder.done(plan):
         return []
@@ -220,10 +224,9 @@ class _Launch:
             "split": self.subject.dataset.split,
             "model": self.subject.recipe.content_hash,
             "data": self.subject.data_hash,
-            **versions(),
+            **versions(*filter(None, (self.attacks[0].PACKAGE,))),
             "schema": SCHEMA_VERSION,
             "threads": self.host.resources.threads,
-            **({package: version_of(package)} if (package := self.attacks[0].PACKAGE) else {}),
         }
 
     def compare(self, plan: Plan, **more: Any) -> None:

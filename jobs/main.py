@@ -1,6 +1,7 @@
 """The command line: gathers the commands, and turns what they raise into exit codes."""
 
 import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted")
         return Exit.INTERRUPTED
+    except BrokenPipeError:  # who reads the output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        return Exit.DONE
     except Exception as error:
         if not isinstance(error, RuntimeError | OSError) and not _is_from_ray(error):
             raise  # a fault of brittle's own, whose traceback is wanted

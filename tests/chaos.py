@@ -48,6 +48,7 @@ class Damage:
         runs: how many runs came to their end.
         rows: of all these runs.
         lost, doubled, differing: rows that were not there, there twice, or not those of the undisturbed run.
+        given_up: rows with status ``failed`` that a driver left; its next start searched them again.
         problems: what else was wrong.
     """
 
@@ -57,6 +58,7 @@ class Damage:
     lost: int = 0
     doubled: int = 0
     differing: int = 0
+    given_up: int = 0
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -72,6 +74,7 @@ class Damage:
             f"rows lost     {self.lost}",
             f"rows doubled  {self.doubled}",
             f"rows other than in the undisturbed run  {self.differing}",
+            f"rows given up meanwhile, and searched again  {self.given_up}",
         ]
         return "\n".join([*lines, *self.problems])
 
@@ -150,6 +153,12 @@ def _rows(run: Path) -> pa.Table:
     """What a run came to, without what may differ, sorted by key."""
     table = pq.read_table(run / "parts").drop_columns(["seconds", "worker"])
     return table.sort_by([("image_id", "ascending"), ("target", "ascending")])
+
+
+def _failed(run: Path) -> int:
+    """The rows of a run that is at rest whose search failed."""
+    status = [pq.read_table(part, columns=["status"])["status"] for part in run.glob("parts/part-*.parquet")]
+    return sum(value == "failed" for column in status for value in column.to_pylist())
 
 
 def _examine(run: Path, undisturbed: pa.Table, damage: Damage) -> None:
@@ -243,6 +252,7 @@ def _disturb(
                     bar.set_postfix_str(", ".join(f"{count} {name}s" for name, count in damage.kills.items()))
             if process.returncode == 0:
                 return
+            damage.given_up += _failed(Path(command[-1]))
             if process.returncode not in (1, -signal.SIGKILL):
                 damage.problems.append(f"a driver ended with {process.returncode}: {log.read_text()[-500:]}")
                 return

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -146,24 +147,29 @@ class SearchActor:
             log.addHandler(handler)
             log.setLevel(logging.INFO)
 
-    def ready(self, model: SharedModel | None, probe: Place | None, token: str) -> Introduction:
+    def ready(
+        self, model: SharedModel, attacks: "Sequence[Attack]", packages: Sequence[str], probe: Place, token: str
+    ) -> Introduction:
         """Builds the model, so that a search need not, and says who is here.
 
         Args:
-            model: what will be attacked, None when that is not known yet.
+            model: what will be attacked.
+            attacks: with what; a worker that cannot read them fails here, and not at a shard.
+            packages: whose versions matter besides.
             probe: where to write the token, beside the parts to come: the driver must find it there.
             token: what to write.
+
+        Raises:
+            StorageError: when the probe cannot be written.
         """
         import ray
 
         from workers.versions import versions
 
-        if model is not None:
-            self._built(model)
-        if probe is not None:
-            probe.write(token.encode())
+        self._built(model)
+        probe.write(token.encode())
         node = ray.get_runtime_context().get_node_id()
-        return Introduction(self.name, node, os.getpid(), self.device, versions())
+        return Introduction(self.name, node, os.getpid(), self.device, versions(*packages))
 
     def fitting_batch(self, shared: SharedModel, shape: tuple[int, int, int], block: int, share: float) -> int:
         """The batch to give the model here: what fits into this actor's share of the GPU's free memory."""
@@ -242,7 +248,7 @@ class SearchActor:
             # The machine failed, not the image, and a broken CUDA context breaks all that follows.
             log.error("%s, images %s: %s", shard.title, _ranges(shard.ids[rows]), error)
             raise WorkerBroken(_said(error)) from None
-        except Exception as error:  # a foreign model may raise anything; the row keeps what it said
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # a foreign model may raise anything
             if len(rows) > 1:
                 return [result for row in rows for result in self._search(shard, np.array([row]))]
             log.exception("%s, image %d", shard.title, shard.ids[rows[0]])

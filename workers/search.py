@@ -252,7 +252,8 @@ def search_budgets(
         (``already_wrong``), nor is one whose target is its label (``skipped``).
 
     Raises:
-        ValueError: for images, labels, targets or ids of a wrong type, shape or range.
+        ValueError: for images, labels, targets or ids of a wrong type, shape or range, or when the model's logits are
+            not finite.
     """
     evaluator = DenseEvaluator(model, block=block, batch=batch)
     clean = _eight_bit(images).to(evaluator.device)
@@ -288,6 +289,7 @@ def search_budgets(
             split=split,
             worker=worker,
         )
+        _require_finite(logits)
         for attack in attacks:
             attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), logits.shape[1])
             attack.check_goal(targeted=target is not None)
@@ -343,6 +345,7 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
         attack._search(state)
     adversarial[rows] = state.adversarial
     logits = subject.evaluator.logits(adversarial)
+    _require_finite(logits)
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
     status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
@@ -372,6 +375,12 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
         error=[None] * count,
         by_products={name: _spread(part, searched, count) for name, part in state.by_products.items()},
     )
+
+
+def _require_finite(logits: Tensor) -> None:
+    """Refuses a model whose answer decides nothing: NaN is neither right nor wrong."""
+    if not bool(logits.isfinite().all()):
+        raise ValueError("the model returned logits that are not finite")
 
 
 def _spread(part: Tensor, searched: np.ndarray, count: int) -> np.ndarray:

@@ -29,7 +29,12 @@ def version_of(package: str) -> str:
         return "not installed"
 
 
-def versions() -> dict[str, str]:
-    """By name what workers and driver must have in common: Python, what computes, and brittle's own code."""
+def versions(*more: str) -> dict[str, str]:
+    """By name what workers and driver must have in common: Python, what computes, and brittle's own code.
+
+    Args:
+        more: packages besides, such as the toolkit that an attack is of.
+    """
     python = ".".join(platform.python_version_tuple()[:2])
-    return {"python": python, **{package: version_of(package) for package in _COMPUTE}, "brittle's code": code_hash()}
+    packages = {package: version_of(package) for package in (*_COMPUTE, *more)}
+    return {"python": python, **packages, "brittle's code": code_hash()}

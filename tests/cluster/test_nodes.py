@@ -64,7 +64,9 @@ def test_a_shard_is_not_to_blame_for_nodes_that_are_lost(
             few = np.zeros(3, int)
             return Shard(str(work), model, (FGSM(),), 0, np.arange(3), images, few, None, "all", 16, 64, part, part)
 
-        queue = Queue(pool, [Work(0)], load, lambda _: 3, model=model, folder=Place.of(tmp_path), timeout=60)
+        queue = Queue(
+            pool, [Work(0)], load, lambda _: 3, model=model, attacks=(FGSM(),), folder=Place.of(tmp_path), timeout=60
+        )
         events = [event for event in queue if event is not None]
         pool.stop()
     assert [type(event) for event in events] == [Done]

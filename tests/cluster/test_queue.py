@@ -2,6 +2,8 @@
 
 import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,21 +44,36 @@ class Poison(torch.nn.Module):
         if corner.eq(202).any():
             raise MemoryError("not that large")
         return self.linear(x.flatten(1))
+
+class Foreign:
+    '''An attack that the first who reads it cannot read.'''
+    PACKAGE = None
+    def __reduce__(self):
+        return _read, ()
+
+def _read():
+    foreign = pathlib.Path({foreign!r})
+    if foreign.exists():
+        foreign.unlink()
+        raise ImportError("no such toolkit here")
+    return Foreign()
 """
 
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
     folder = tmp_path_factory.mktemp("code")
-    (folder / "poison_model.py").write_text(POISON.format(once=str(folder / "once")))
+    (folder / "poison_model.py").write_text(POISON.format(once=str(folder / "once"), foreign=str(folder / "foreign")))
     (folder / "once").touch()
     here = Path.cwd()
     os.chdir(folder)
+    sys.path.append(str(folder))
     try:
         with open_session() as opened:
             yield opened
     finally:
         os.chdir(here)
+        sys.path.remove(str(folder))
 
 
 @pytest.fixture
@@ -102,7 +119,14 @@ class Searched:
             return shard_of(work, corners[work.shard], folder, model)
 
         queue = Queue(
-            pool, map(Work, corners), load, lambda _: ROWS, model=model, folder=Place.of(folder), timeout=timeout
+            pool,
+            map(Work, corners),
+            load,
+            lambda _: ROWS,
+            model=model,
+            attacks=(FGSM(),),
+            folder=Place.of(folder),
+            timeout=timeout,
         )
         events = [event for event in queue if event is not None]
         self.done = sorted(
@@ -147,7 +171,16 @@ def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Pa
             os.kill(pids[0], signal.SIGKILL)
         return shard_of(work, 0, tmp_path, model)
 
-    queue = Queue(pool, map(Work, range(8)), load, lambda _: ROWS, model=model, folder=Place.of(tmp_path), timeout=60)
+    queue = Queue(
+        pool,
+        map(Work, range(8)),
+        load,
+        lambda _: ROWS,
+        model=model,
+        attacks=(FGSM(),),
+        folder=Place.of(tmp_path),
+        timeout=60,
+    )
     events = [event for event in queue if event is not None]
     assert sorted(event.work.shard for event in events if isinstance(event, Done)) == list(range(8))
     assert len(events) == 8
@@ -169,7 +202,16 @@ def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_pat
         loads.append(work)
         return shard_of(work, 0, tmp_path / "absent" / "deeper", model)
 
-    queue = Queue(pool, map(Work, range(100)), load, lambda _: ROWS, model=model, folder=Place.of(tmp_path), timeout=60)
+    queue = Queue(
+        pool,
+        map(Work, range(100)),
+        load,
+        lambda _: ROWS,
+        model=model,
+        attacks=(FGSM(),),
+        folder=Place.of(tmp_path),
+        timeout=60,
+    )
     with pytest.raises(OSError, match=r"shard \d cannot be written: .*No such file"):
         list(queue)
     assert len(set(loads)) < 10  # it does not search a hundred shards for nothing
@@ -182,6 +224,42 @@ def test_workers_of_other_versions_are_left_out(
     with pytest.raises(WrongInput, match=r"worker-\d@.* has torch 2.*, this machine 1.0"):
         Searched(pool, tmp_path, {0: 0})
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".probe")]
+
+
+def test_a_worker_that_cannot_read_the_attack_is_left_out(
+    pool: SearchPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from poison_model import Foreign  # type: ignore[import-not-found]
+
+    said: list[str] = []
+    pool.say = said.append
+    Path("foreign").touch()
+    model, place = pool.share(read_model("poison_model:Poison")), Place.of(tmp_path)
+    queue = Queue(
+        pool,
+        map(Work, range(10)),
+        lambda work: shard_of(work, 0, tmp_path, model),
+        lambda _: ROWS,
+        model=model,
+        attacks=(Foreign(),),  # type: ignore[arg-type]
+        folder=place,
+        timeout=60,
+    )
+    events = [event for event in queue if event is not None]
+    assert [type(event) for event in events] == [Done] * 10
+    assert len(pool.actors) == 1
+    assert said == ["left out: a worker cannot make itself ready: ImportError: no such toolkit here"]
+
+
+def test_a_node_that_does_not_answer_is_not_waited_for(
+    pool: SearchPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = ray.remote(num_cpus=0)(lambda seconds: time.sleep(seconds))
+    monkeypatch.setattr("cluster.queue._proof_of_life", lambda node: silent.remote(300))
+    monkeypatch.setattr("cluster.queue.PROOF_SECONDS", 1)
+    found = Searched(pool, tmp_path, {0: KILLS, 1: 0})
+    assert [event.work for event in found.lost] == [Work(0, 1)]
+    assert found.loads.count(Work(0)) == found.loads.count(Work(0, 1)) == TRIES
 
 
 def test_resources_that_are_not_there(session: Session) -> None:

@@ -155,3 +155,19 @@ def test_floats_and_tensors_are_taken() -> None:
     eight_bit = small("ifgsm")(model, images, labels)
     floats = small("ifgsm")(model, torch.tensor(images).float().div(255), torch.tensor(labels))
     assert columns(eight_bit) == columns(floats)
+
+
+@pytest.mark.parametrize("when", ["clean", "found"])
+def test_a_model_that_answers_nan_is_refused(when: str) -> None:
+    """Not counted as wrong, nor as broken: what NaN says of an image is nothing."""
+    model, shape, _ = random_model("grey", 70)
+    images = random_images(shape, 4, 71)
+    labels = predictions(model, images)
+
+    class Moody(torch.nn.Module):
+        def forward(self, given: torch.Tensor) -> torch.Tensor:
+            clean = bool(torch.equal((given[:4] * 255).round().to(torch.uint8), torch.tensor(images)))
+            return model(given) * (float("nan") if clean == (when == "clean") else 1)
+
+    with pytest.raises(ValueError, match="not finite"):
+        ATTACKS["fgsm"](epsilon=0.1)(Moody(), images, labels)

@@ -84,7 +84,9 @@ class ToolkitAttack(Attack):
         return 16
 
     def check(self, shape: tuple[int, int, int], classes: int) -> "ToolkitAttack":
-        _ = self.ball  # refuses an unknown norm
+        ball = self.ball  # refuses an unknown norm
+        if ball is not None and ball.norm == "linf" and ball.epsilon > 1:
+            raise WrongInput(f"--{str(self.BUDGET).replace('_', '-')}: must be at most 1 in L∞, got {ball.epsilon:g}")
         return self
 
     def check_goal(self, targeted: bool) -> None:
