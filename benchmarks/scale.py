@@ -3,7 +3,8 @@
     python benchmarks/scale.py --model MODEL [--rounds 5] [--only shards]
 
 shards: a thousand shards with nothing to search (one image each, misclassified already), through real actors, parts
-and summaries; the driver's time is its processor time, Ray's threads in it included. memory: the same with up to a
+and summaries; the driver's time is its processor time, Ray's threads in it included. Then what waiting for more calls
+than two adds to that. memory: the same with up to a
 million images through `brittle attack`, the driver's own memory looked at twenty times a second. workers: one search
 by a pool of one and of two workers by turns; the ratio is the median over rounds.
 
@@ -53,9 +54,10 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a model for MNIST")
     parser.add_argument("--rounds", type=int, default=5, help="of the comparison of pools")
     parser.add_argument("--only", default="", choices=["", "shards", "memory", "workers", "simulation"])
-    parser.add_argument("--driver-ms", type=float, default=1.6, help="of the simulation: the driver's time a shard")
+    parser.add_argument("--driver-ms", type=float, default=2.0, help="of the simulation: the driver's time a shard")
     parser.add_argument("--image-seconds", type=float, default=0.03, help="of a worker's search for an image")
-    parser.add_argument("--row-bytes", type=float, default=400, help="of an image in a part")
+    parser.add_argument("--part-bytes", type=float, default=7000, help="of a part without rows")
+    parser.add_argument("--row-bytes", type=float, default=330, help="of an image in a part")
     parser.add_argument("--id-bytes", type=float, default=60, help="of the driver's memory for an image")
     options = parser.parse_args()
     print(f"{platform.machine()}, python {platform.python_version()}")
@@ -68,7 +70,7 @@ def main() -> None:
     if options.only in ("", "memory"):
         measure_memory(options.model)
     if options.only in ("", "simulation"):
-        simulate(options.driver_ms / 1000, options.image_seconds, options.row_bytes, options.id_bytes)
+        simulate(options)
 
 
 def a_pool(session: Session, count: int) -> SearchPool:
@@ -106,6 +108,34 @@ def time_shards(session: Session, recipe: ModelRecipe) -> None:
         seconds, processor, shards = searched(pool, recipe, FGSM(), nothing, np.arange(1000), 1)
         print(f"{count:>7} {shards:>7} {seconds:>8.2f} {1000 * processor / shards:>18.2f}")
         pool.stop()
+    print("waiting for one of", end="")
+    for count in (2, 100, 1000):
+        print(f" {count} calls {1000 * time_waiting(count):.2f} ms,", end="")
+    print(" processor time of the driver")
+
+
+def time_waiting(count: int) -> float:
+    """The driver's processor seconds for seeing one of many calls end, as the queue does it."""
+    import asyncio
+
+    import ray
+
+    class Sleeper:
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.sleep(seconds)
+
+    sleeper = ray.remote(num_cpus=0, max_concurrency=2 * count)(Sleeper).remote()
+    others = [sleeper.sleep.remote(600) for _ in range(count - 1)]
+    ended = [sleeper.sleep.remote(0) for _ in range(100)]
+    ray.get(ended)
+    started = time.process_time()
+    for one in ended:
+        references = [*others, one]
+        ray.wait(references, num_returns=1, timeout=1)
+        ray.wait(references, num_returns=len(references), timeout=0)
+    seconds = (time.process_time() - started) / len(ended)
+    ray.kill(sleeper)
+    return seconds
 
 
 def compare_pools(session: Session, recipe: ModelRecipe, rounds: int) -> None:
@@ -147,23 +177,24 @@ def measure_memory(model: str) -> None:
             before = own
 
 
-def simulate(driver: float, image: float, row: float, memory: float) -> None:
+def simulate(constants: argparse.Namespace) -> None:
     """A thousand workers and a hundred million images, by shard size."""
+    driver, image, memory = constants.driver_ms / 1000, constants.image_seconds, constants.id_bytes
     crew, images = 1000, 100_000_000
     print(
         f"\n{crew:,} workers, {images:,} images of 784 bytes; {1000 * driver:g} ms of the driver a shard, "
         f"{image:g} s a worker an image\ndriver's memory for ids and rows {images * memory / 1e9:.1f} GB, "
-        f"results {images * row / 1e9:.0f} GB, without any waiting {images * image / crew / 3600:.2f} h"
+        f"without any waiting {images * image / crew / 3600:.2f} h"
     )
     print(
-        f"{'shard':>6} {'part files':>11} {'part, MB':>9} {'hours':>7} {'workers busy':>13} {'driver busy':>12} "
-        f"{'MB/s out':>9}"
+        f"{'shard':>6} {'part files':>11} {'part, kB':>9} {'all, GB':>8} {'hours':>7} {'workers busy':>13} "
+        f"{'driver busy':>12} {'MB/s out':>9}"
     )
     for size in (4, 16, 64, 256, 1024, 4096):
-        shards = -(-images // size)
+        shards, part = -(-images // size), constants.part_bytes + size * constants.row_bytes
         seconds = _makespan(crew, min(shards, 2_000_000), size * image, driver) * max(1, shards / 2_000_000)
         print(
-            f"{size:>6} {shards:>11,} {size * row / 1e6:>9.3f} {seconds / 3600:>7.2f} "
+            f"{size:>6} {shards:>11,} {part / 1e3:>9.1f} {shards * part / 1e9:>8.0f} {seconds / 3600:>7.2f} "
             f"{images * image / crew / seconds:>13.1%} {shards * driver / seconds:>12.1%} "
             f"{images * 784 / 1e6 / seconds:>9.1f}"
         )
