@@ -2,6 +2,7 @@
 
 import sys
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 
 from cyclopts import App
@@ -45,8 +46,14 @@ def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = Fa
     return 0
 
 
-def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
+def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings: Sequence[str] = ()) -> None:
     """Renders runs into one file, whole or not at all.
+
+    Args:
+        runs: all of one model and one data set.
+        subject: theirs.
+        out: the page.
+        findings: what they come to together, a sentence each, the first as a heading; none when empty.
 
     Raises:
         WrongInput: when a run has no rows, or the file cannot be written.
@@ -67,7 +74,7 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path) -> None:
         for run in runs
         for attack, table in run.tables()
     ]
-    html = render(views, subject.recipe, subject.dataset, subject.correct)
+    html = render(views, subject.recipe, subject.dataset, subject.correct, findings=findings)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, html.encode())

@@ -62,7 +62,14 @@ class Card:
     first_sprite: int
 
 
-def render(runs: Sequence[RunView], recipe: ModelRecipe, dataset: Dataset, correct: np.ndarray) -> str:
+def render(
+    runs: Sequence[RunView],
+    recipe: ModelRecipe,
+    dataset: Dataset,
+    correct: np.ndarray,
+    *,
+    findings: Sequence[str] = (),
+) -> str:
     """Renders the page.
 
     Args:
@@ -70,6 +77,7 @@ def render(runs: Sequence[RunView], recipe: ModelRecipe, dataset: Dataset, corre
         recipe: the model, for its name and hash.
         dataset: the images.
         correct: bool ``[N]``, which images of the data set the model classifies correctly.
+        findings: what the runs come to together, a sentence each, shown first; the first of them as a heading.
 
     Returns:
         HTML that needs no network.
@@ -84,6 +92,7 @@ def render(runs: Sequence[RunView], recipe: ModelRecipe, dataset: Dataset, corre
         .get_template("page.html.j2")
         .render(
             sections=sections,
+            findings=findings,
             sheet=Sheet.of(pictures) if pictures else None,
             accuracy=Rate(int(correct.sum()), len(correct)),
             model=Path(recipe.reference).name,
