@@ -375,10 +375,14 @@ class RunFolder:
                 return file, None, False
             return file, table if columns is None else table.select(columns), False
 
+        listed: list[PartFile] = []
         while True:
+            before, listed = listed, part_files(self.parts)
+            if listed == before:  # what vanished is still listed: it is broken, a dangling link say
+                return
             files = [
                 file
-                for group in innermost_first(part_files(self.parts))
+                for group in innermost_first(listed)
                 for file in group
                 if file.last < plan.shards and not seen.issuperset(file.shards)
             ]

@@ -79,6 +79,16 @@ def test_done_is_a_whole_part_with_its_own_rows(free_place: Place) -> None:
     assert folder.done(plan) == [0]
 
 
+def test_a_part_that_is_listed_but_not_there_is_not_done(tmp_path: Path) -> None:
+    plan, folder = a_plan(), place_for(Place.of(tmp_path / "run"))
+    folder.create(plan)
+    for shard in (0, 2):
+        write_shard(folder, plan, shard)
+    folder.part(1).path.symlink_to(tmp_path / "nowhere")
+    assert folder.done(plan) == [0, 2]
+    assert sum(len(table) for table in folder.tables(plan)) == 12
+
+
 def test_rows_are_those_of_the_plan(free_place: Place) -> None:
     plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
