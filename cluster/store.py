@@ -134,12 +134,14 @@ class RunFolder:
             raise
 
     def forget(self, made: Sequence[Path]) -> None:
-        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
+        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock.
+
+        The folder that holds the lock stays until `locked` ends, which removes it where it has made it.
+        """
         for name in ("run.json", "plan.parquet"):
             (self.place / name).remove()
         if not self.place.local:
             return
-        (self.place / ".lock").remove()
         for folder in (self.parts.path, *made):
             with contextlib.suppress(OSError):  # absent, or somebody has put something there meanwhile
                 folder.rmdir()

@@ -312,8 +312,7 @@ class EvaluationFolder:
 
     def forget(self, made: Sequence[Path]) -> None:
         """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
-        for name in ("evaluation.json", ".lock"):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / "evaluation.json").unlink(missing_ok=True)
         for folder in (self.path / "runs", *made):
             with suppress(OSError):  # absent, or somebody has put something there meanwhile
                 folder.rmdir()

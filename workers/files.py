@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from workers.errors import WrongInput
 
@@ -57,15 +58,20 @@ def require_place(folder: Path) -> None:
 def exclusive(folder: Path) -> Iterator[None]:
     """Holds a folder for this process, by a lock on its ``.lock`` that a kill -9 frees at once.
 
+    The folder comes to be. In the end ``.lock`` goes, and so do folders that were made for it if they are empty.
+
     Raises:
         WrongInput: when another process holds it, or it cannot be written to.
     """
     path, deadline = folder / ".lock", time.monotonic() + LOCK_SECONDS
+    made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and time.monotonic() < deadline:
+                continue  # its last holder, who had made it, has just removed it
             raise WrongInput(f"--out {folder}: cannot be written to: {error.strerror}") from None
         with file:
             try:
@@ -75,17 +81,25 @@ def exclusive(folder: Path) -> Iterator[None]:
                     raise WrongInput(f"--out {folder}: another brittle is writing there") from None
                 time.sleep(0.05)
                 continue
-            try:
-                current = path.stat().st_ino
-            except FileNotFoundError:
-                current = None
-            if current != os.fstat(file.fileno()).st_ino:  # its last holder removed it: lock the one that is there
+            if not _is_at(path, file):  # its last holder removed it: lock the one that is there
                 continue
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                if _is_at(path, file):  # else somebody removed it, and the one that is there is another's
+                    path.unlink()
+                for place in made:
+                    with contextlib.suppress(OSError):  # somebody has put something there
+                        place.rmdir()
             return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one that a path names now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def held(folder: Path) -> bool:

@@ -205,6 +205,16 @@ def test_a_plan_on_a_full_disk_leaves_nothing(small_disk: Path) -> None:
     assert folder.exists
 
 
+def test_a_refused_start_leaves_the_next_driver_its_lock(tmp_path: Path) -> None:
+    folder, made = RunFolder(Place.of(tmp_path / "new" / "run")), [tmp_path / "new" / "run", tmp_path / "new"]
+    with folder.locked():
+        folder.create(a_plan())
+        folder.forget(made)
+        with pytest.raises(WrongInput, match="another brittle"), folder.locked():
+            pass
+    assert not list(tmp_path.iterdir())
+
+
 HOLD = """
 import sys, time
 from cluster.store import RunFolder

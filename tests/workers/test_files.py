@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -49,11 +50,29 @@ def test_one_holder_at_a_time_and_no_litter(tmp_path: Path) -> None:
         assert held(folder)
         with pytest.raises(WrongInput, match="another brittle is writing"), exclusive(folder):
             pass
-        (folder / ".lock").unlink()  # as a holder that ends does: the next one must not lock the dead file
-        with exclusive(folder):
-            assert held(folder)
     assert not held(folder)
+    assert not list(tmp_path.iterdir())
+    folder.mkdir()
+    with exclusive(folder):
+        pass
     assert not list(folder.iterdir())
+
+
+def test_a_lock_that_somebody_removed_takes_no_other_along(tmp_path: Path) -> None:
+    with exclusive(tmp_path), ExitStack() as second:
+        (tmp_path / ".lock").unlink()
+        second.enter_context(exclusive(tmp_path))
+        second_holds = second.pop_all()
+    with pytest.raises(WrongInput, match="another brittle is writing"), exclusive(tmp_path):
+        pass
+    second_holds.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_that_were_made_stay_when_something_is_in_them(tmp_path: Path) -> None:
+    with exclusive(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "other").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["other"]
 
 
 def test_places_that_cannot_hold_a_folder(tmp_path: Path) -> None:
