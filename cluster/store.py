@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ from workers.places import Place
 from workers.results import Status, write_part
 
 __all__ = ["Plan", "RunFolder"]
+
+_PLAN = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
+_BEGUN = re.compile(r"parts|plan\.parquet|\.lock|\.lease-\d{6,}|\.(plan\.parquet|run\.json)\.[0-9a-f]{12}\.tmp")
+_PROBE = re.compile(r"\.(\.)?probe-[0-9a-f]{16}\.tmp(\.[0-9a-f]{12}\.tmp)?")  # also half written
 
 
 @dataclass(frozen=True)
@@ -95,18 +100,35 @@ class RunFolder:
         """Refuses a path that holds something else.
 
         Raises:
-            WrongInput: when it is a file, or a folder with other things in it.
+            WrongInput: when it is a file, or a folder with other things in it than a start leaves that was killed
+                before the plan was frozen.
         """
-        ours = ("plan.parquet", "parts", ".lock", ".lease-", ".plan.parquet.", ".run.json.")
         if self.place.local:
             if self.place.path.exists() and not self.place.path.is_dir():
                 raise WrongInput(f"--out {self.place}: exists and is not a folder")
             require_place(self.place.path)
         try:
-            if not self.exists and not all(name.startswith(ours) for name in self.place.names()):
+            if not self._barely_begun() and not self.exists:
                 raise WrongInput(f"--out {self.place}: exists and is not a run's folder")
         except StorageError as error:
             raise WrongInput(f"--out {error}") from None
+
+    def _barely_begun(self) -> bool:
+        """Whether nothing is here but what a start leaves that has not frozen its plan: ours to write over."""
+        names = self.place.names()
+        if not all(_BEGUN.fullmatch(name) for name in names):
+            return False
+        try:
+            if "parts" in names and not all(_PROBE.fullmatch(name) for name in self.parts.names()):
+                return False
+            with (self.place / "plan.parquet").open() as file:
+                return bool(pq.read_schema(file).equals(_PLAN))
+        except FileNotFoundError:
+            return True
+        except StorageError:
+            raise
+        except (OSError, pa.ArrowException):
+            return False
 
     def create(self, plan: Plan) -> None:
         """Freezes a plan; ``run.json`` is written last, so that a plan is whole or absent.
@@ -117,7 +139,6 @@ class RunFolder:
         self._confirm()
         columns: dict[str, Any] = {"image_id": plan.ids}
         columns["target"] = pa.nulls(len(plan.ids), pa.int32()) if plan.targets is None else plan.targets
-        schema = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
         content = {
             "frozen": plan.frozen,
             "recorded": plan.recorded,
@@ -126,7 +147,7 @@ class RunFolder:
             "images": len(plan.ids),
         }
         try:
-            write_part(pa.table(columns, schema=schema), self.place / "plan.parquet")
+            write_part(pa.table(columns, schema=_PLAN), self.place / "plan.parquet")
             (self.place / "run.json").write((json.dumps(content, indent=1) + "\n").encode())
         except StorageError:
             with contextlib.suppress(StorageError):

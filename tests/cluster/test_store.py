@@ -130,6 +130,44 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
     RunFolder(Place.of(tmp_path / "absent")).require_usable()
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["parts-of-thesis.txt", "parts/mine.parquet", ".lock-picking.md", ".lease-contract", ".run.json.bak", ".x.tmp"],
+)
+def test_a_folder_with_a_file_that_is_called_almost_like_ours_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(WrongInput, match="not a run's folder"):
+        RunFolder(Place.of(tmp_path)).require_usable()
+
+
+def test_a_plan_of_somebody_else_is_left_alone(free_place: Place) -> None:
+    folder = place_for(free_place)
+    theirs = pa.table({"image_id": [1], "target": pa.array([2], pa.int32()), "remark": ["mine"]})
+    for content in (theirs, theirs.select(["target", "image_id"])):
+        write_part(content, folder.place / "plan.parquet")
+        with pytest.raises(WrongInput, match="not a run's folder"):
+            folder.require_usable()
+    (folder.place / "plan.parquet").write(b"no Parquet at all")
+    with pytest.raises(WrongInput, match="not a run's folder"):
+        folder.require_usable()
+
+
+def test_a_start_that_was_killed_before_its_plan_was_frozen_is_ours(free_place: Place) -> None:
+    folder = place_for(free_place)
+    folder.create(a_plan())
+    (folder.place / "run.json").remove()
+    left = [".lease-000001", ".run.json.0123456789ab.tmp", ".plan.parquet.0123456789ab.tmp"]
+    left += [".lock"] if free_place.local else []
+    for name in left:
+        (folder.place / name).write(b"")
+    for name in (".probe-0123456789abcdef.tmp", "..probe-0123456789abcdef.tmp.0123456789ab.tmp"):
+        (folder.parts / name).write(b"")
+    folder.require_usable()
+    folder.create(a_plan())
+    folder.require_usable()
+
+
 def test_sweep_takes_temporary_files_only(free_place: Place) -> None:
     plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
