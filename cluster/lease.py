@@ -3,12 +3,15 @@
 import contextlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
+
+from pydantic import TypeAdapter
 
 from workers.errors import StorageError, WrongInput
 from workers.places import Place
@@ -21,7 +24,7 @@ BEAT_SECONDS = 2.0
 PATIENCE_SECONDS = 15.0
 """How long a lease must stand still before its holder counts as dead."""
 
-_PREFIX = ".lease-"
+_NAME = re.compile(r"\.lease-(\d{6,})")
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)  # goes on while the machine is suspended
 
 
@@ -50,6 +53,23 @@ class _Process:
         if not here.boot or any(getattr(self, name) != getattr(here, name) for name in place):
             return False
         return _started(self.pid) != self.started
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a lease says; whoever cannot read one can still see whether it changes."""
+
+    token: str
+    beat: int
+    process: _Process
+
+    @classmethod
+    def of(cls, written: bytes | None) -> "_Content | None":
+        """What was written; None when it says something else, or nothing."""
+        try:
+            return None if written is None else TypeAdapter(cls).validate_json(written)
+        except ValueError:
+            return None
 
 
 def _started(pid: int) -> str:
@@ -90,12 +110,12 @@ class Lease:
             newest = _newest(self.folder)
             if newest is not None and _moves(newest):
                 raise WrongInput(f"--out {self.folder}: another brittle is writing there")
-            generation = 1 if newest is None else int(newest.name.removeprefix(_PREFIX)) + 1
-            self._own = self.folder / f"{_PREFIX}{generation:06d}"
+            generation = 1 if newest is None else _generation(newest.name) + 1
+            self._own = self.folder / f".lease-{generation:06d}"
             if not self._own.create(self._content()):
                 raise WrongInput(f"--out {self.folder}: another brittle is starting there")
             for name in _leases(self.folder):
-                if name < self._own.name:
+                if _generation(name) < generation:
                     (self.folder / name).remove()
         except StorageError as error:
             raise WrongInput(f"--out {error}") from None
@@ -152,12 +172,12 @@ class Lease:
         newest = _newest(self.folder)
         if newest is None or newest.name != self._own.name:
             return False
-        content = _content_of(newest)
-        return content is not None and content["token"] == self._token
+        content = _Content.of(_read(newest))
+        return content is not None and content.token == self._token
 
     def _content(self) -> bytes:
         self._beats += 1
-        return json.dumps({"token": self._token, "beat": self._beats, "process": asdict(self._process)}).encode()
+        return json.dumps(asdict(_Content(self._token, self._beats, self._process))).encode()
 
 
 def leased(folder: Place) -> bool:
@@ -167,31 +187,36 @@ def leased(folder: Place) -> bool:
 
 
 def _leases(folder: Place) -> list[str]:
-    return [name for name in folder.names() if name.startswith(_PREFIX)]
+    return [name for name in folder.names() if _NAME.fullmatch(name)]
+
+
+def _generation(name: str) -> int:
+    return int(name.rpartition("-")[2])
 
 
 def _newest(folder: Place) -> Place | None:
-    names = _leases(folder)
-    return folder / names[-1] if names else None
+    newest = max(_leases(folder), key=_generation, default=None)
+    return None if newest is None else folder / newest
 
 
-def _content_of(lease: Place) -> dict[str, Any] | None:
-    """What a lease says; None when it is gone."""
+def _read(lease: Place) -> bytes | None:
+    """What was written to a lease; None when it is gone."""
     try:
-        return dict(json.loads(lease.read()))
+        return lease.read()
     except FileNotFoundError:
         return None
 
 
 def _moves(lease: Place) -> bool:
     """Whether somebody is at the other end."""
-    first = _content_of(lease)
-    if first is None or _Process(**first["process"]).gone():
+    first = _read(lease)
+    content = _Content.of(first)
+    if first is None or (content is not None and content.process.gone()):
         return False
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(BEAT_SECONDS / 4)
-        now = _content_of(lease)
+        now = _read(lease)
         if now != first:
             return now is not None
     return False

@@ -394,7 +394,7 @@ class RunFolder:
                 raise
             except (OSError, pa.ArrowException):
                 return file, None, False
-            if not _holds(plan, file, table):
+            if not set(wanted or ()) <= set(table.column_names) or not _holds(plan, file, table):
                 return file, None, False
             return file, table if columns is None else table.select(columns), False
 
@@ -427,7 +427,7 @@ _KEYS = ("image_id", "target")
 def _holds(plan: Plan, file: PartFile, table: pa.Table) -> bool:
     """Whether a table has exactly the keys of a file's shards, in order."""
     budgets = len(plan.params_hashes)
-    if file.last >= plan.shards:
+    if file.last >= plan.shards or not set(_KEYS) <= set(table.column_names):
         return False
     spans = [plan.span(shard) for shard in file.shards]
     if len(table) != budgets * sum(span.stop - span.start for span in spans):

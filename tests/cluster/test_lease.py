@@ -84,6 +84,61 @@ def test_a_silent_holder_elsewhere_is_watched_then_followed(folder: Place, other
         assert folder.names() == [".lease-000002"]
 
 
+FOREIGN = [
+    b"",
+    b"{",
+    b"[]",
+    b"\xff",
+    b'{"process": {}}',
+    b'{"token": "x", "beat": 1, "process": {"host": "h", "node": 5}}',
+]
+
+
+@pytest.fixture
+def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """A free folder where the contents of leases can be tried quickly, and a faster heart."""
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.1)
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 0.3)
+    return Place.of(tmp_path)
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_lease_that_cannot_be_read_and_stands_still_is_followed(local: Place, content: bytes) -> None:
+    (local / ".lease-000009").write(content)
+    (local / ".lease-contract").write(b"no lease")
+    assert not leased(local)
+    with Lease(local):
+        assert local.names() == [".lease-000010", ".lease-contract"]
+
+
+def test_a_lease_that_cannot_be_read_and_moves_is_held(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "PATIENCE_SECONDS", 60.0)
+    here, ended = local / ".lease-000001", threading.Event()
+
+    def beat() -> None:
+        count = 0
+        while not ended.wait(0.02):
+            here.write(b"another version's %d" % (count := count + 1))
+
+    here.write(b"another version's")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(beat)
+        try:
+            with pytest.raises(WrongInput, match="another brittle is writing there"), Lease(local):
+                pass
+        finally:
+            ended.set()
+
+
+def test_a_holder_whose_lease_somebody_overwrote_stops(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 1e9)
+    with Lease(local) as holder:
+        (local / ".lease-000001").write(b"{")
+        monkeypatch.setattr(lease, "BEAT_SECONDS", -1.0)  # whatever is confirmed is too old
+        with pytest.raises(StorageError, match="another brittle took this folder over"):
+            holder.confirm()
+
+
 def test_clocks_do_not_matter(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(folder) as process:
         change(folder, ".lease-000001", host="elsewhere")

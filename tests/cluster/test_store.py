@@ -89,6 +89,22 @@ def test_a_part_that_is_listed_but_not_there_is_not_done(tmp_path: Path) -> None
     assert sum(len(table) for table in folder.tables(plan)) == 12
 
 
+def test_a_part_of_another_schema_is_not_done(tmp_path: Path) -> None:
+    plan, folder = a_plan(), place_for(Place.of(tmp_path / "run"))
+    folder.create(plan)
+    for shard in range(3):
+        write_shard(folder, plan, shard)
+    rows = pq.read_table(folder.part(1).path)
+    write_part(rows.drop_columns(["image_id"]), folder.part(1))
+    write_part(rows.select(["target", "status"]), folder.part(2))
+    assert folder.done(plan) == [0]
+    assert folder.failed(plan) == {}
+    assert [len(table) for table in folder.tables(plan)] == [4, 4]
+    with folder.locked():
+        folder.sweep(plan)
+        assert folder.compactable(plan) == 1
+
+
 def test_rows_are_those_of_the_plan(free_place: Place) -> None:
     plan, folder = a_plan(), place_for(free_place)
     folder.create(plan)
@@ -132,7 +148,15 @@ def test_other_folders_are_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["parts-of-thesis.txt", "parts/mine.parquet", ".lock-picking.md", ".lease-contract", ".run.json.bak", ".x.tmp"],
+    [
+        "parts-of-thesis.txt",
+        "parts",
+        "parts/mine.parquet",
+        ".lock-picking.md",
+        ".lease-contract",
+        ".run.json.bak",
+        ".x.tmp",
+    ],
 )
 def test_a_folder_with_a_file_that_is_called_almost_like_ours_is_left_alone(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
