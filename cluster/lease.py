@@ -127,8 +127,7 @@ class Lease:
         self._ended.set()
         self._thread.join()
         with contextlib.suppress(StorageError):  # it stands still from now on
-            if not self._lost and self._is_own():
-                self._own.remove()
+            self._withdraw()
 
     def check(self) -> None:
         """Costs nothing: what the last heartbeat found.
@@ -157,6 +156,7 @@ class Lease:
             with contextlib.suppress(StorageError):  # out of reach for now: only a newer generation ends the lease
                 self._look()
                 if self._lost:
+                    self._withdraw()
                     return
                 self._own.write(self._content())
 
@@ -170,10 +170,17 @@ class Lease:
     def _is_own(self) -> bool:
         """Whether the newest lease is there and is this one."""
         newest = _newest(self.folder)
-        if newest is None or newest.name != self._own.name:
-            return False
-        content = _Content.of(_read(newest))
+        return newest is not None and newest.name == self._own.name and self._is_there()
+
+    def _is_there(self) -> bool:
+        """Whether this lease is there, be it the newest or not."""
+        content = _Content.of(_read(self._own))
         return content is not None and content.token == self._token
+
+    def _withdraw(self) -> None:
+        """Removes this lease: a heartbeat that was slow may have written it again after a newcomer removed it."""
+        if self._is_there():
+            self._own.remove()
 
     def _content(self) -> bytes:
         self._beats += 1

@@ -139,6 +139,52 @@ def test_a_holder_whose_lease_somebody_overwrote_stops(local: Place, monkeypatch
             holder.confirm()
 
 
+def test_a_heartbeat_that_comes_after_the_takeover_leaves_nothing(
+    local: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beating, go_on, write = threading.Event(), threading.Event(), Place.write
+
+    def slow(place: Place, content: bytes) -> None:
+        if place.name == ".lease-000001":
+            beating.set()
+            assert go_on.wait(60)
+        write(place, content)
+
+    monkeypatch.setattr(Place, "write", slow)
+    with Lease(local) as first:
+        assert beating.wait(60)
+        later = local / ".lease-000002"
+        assert later.create(b"a newcomer's")
+        (local / ".lease-000001").remove()
+        go_on.set()
+        first._thread.join(60)
+        with pytest.raises(StorageError, match="another brittle took this folder over"):
+            first.check()
+        assert local.names() == [".lease-000002"]
+    assert local.names() == [".lease-000002"]
+
+
+def test_a_slow_holder_that_ends_takes_its_old_lease_along(local: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 1e9)
+    with Lease(local):
+        (local / ".lease-000002").write(b"a newcomer's")
+    assert local.names() == [".lease-000002"]
+    (local / "other").path.mkdir()
+    with Lease(local / "other"):
+        (local / "other" / ".lease-000001").write(b"somebody else's")
+    assert (local / "other").names() == [".lease-000001"]
+
+
+def test_older_generations_do_not_matter(local: Place) -> None:
+    with Lease(local):
+        alive = (local / ".lease-000001").read()
+    (local / ".lease-1000000").write(b"stands still")
+    (local / ".lease-000001").write(alive)  # of a process that runs, and beats no more
+    (local / ".lease-999999").write(b"older")
+    with Lease(local):
+        assert local.names() == [".lease-1000001"]
+
+
 def test_clocks_do_not_matter(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(folder) as process:
         change(folder, ".lease-000001", host="elsewhere")
