@@ -43,7 +43,10 @@ class Completion:
         self._singles = Singles(folder, plan)
         self._whole = np.ones(plan.shards, dtype=bool)
         self._whole[list(done)] = False
-        self._rows = {shard: self._singles.missing(shard, rows) for shard, rows in self._singles.staged().items()}
+        self._staged = self._singles.staged()
+        if retry_failed:  # a kill may have left some there, where a shard was being searched row by row
+            self._staged = {shard: rows - self._singles.failed(shard, rows) for shard, rows in self._staged.items()}
+        self._rows = {shard: self._singles.missing(shard, rows) for shard, rows in self._staged.items()}
         if retry_failed:
             self._rows = folder.failed(plan) | self._rows
         self._whole[list(self._rows)] = False
@@ -155,9 +158,10 @@ class Completion:
 
     def _end(self, shard: int, row: int) -> None:
         self._rows[shard].discard(row)
+        self._staged.setdefault(shard, set()).add(row)
         if not self._rows[shard]:
             self._finish(shard)
 
     def _finish(self, shard: int) -> None:
-        self._singles.assemble(shard)
+        self._singles.assemble(shard, self._staged.pop(shard))
         del self._rows[shard]

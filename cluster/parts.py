@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from workers.errors import StorageError
 from workers.places import Place
 from workers.results import write_part
 
-__all__ = ["PartFile", "compact", "innermost_first", "part_files", "part_name", "read_ahead", "settle", "shard_rows"]
+__all__ = ["PartFile", "ShardRows", "compact", "innermost_first", "part_files", "part_name", "read_ahead", "settle"]
 
 READERS = 16
 """Files read at once: an object store answers each after tens of milliseconds."""
@@ -94,15 +95,36 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Ite
                 future.cancel()
 
 
-def shard_rows(folder: Place, shard: int) -> pa.Table | None:
-    """The rows of one shard, None when no file that can be read holds it."""
-    holding = [file for file in part_files(folder) if shard in file.shards]
-    for file in sorted(holding, key=lambda file: len(file.shards)):
-        if (table := _read(file, lambda *_: True)) is not None:
-            rows = _by_shard(file, table)[shard]
-            metadata = {key: value for key, value in (rows.schema.metadata or {}).items() if key != _COUNTS}
-            return rows.replace_schema_metadata(metadata)
-    return None
+class ShardRows:
+    """The rows of single shards, for who holds a folder and does not compact it meanwhile.
+
+    A shard's own file is asked for by its name; those for many shards are listed once, when first needed.
+
+    Args:
+        folder: of the files.
+        valid: whether a file that can be read holds what its name says.
+    """
+
+    def __init__(self, folder: Place, valid: Callable[[PartFile, pa.Table], bool]) -> None:
+        self._folder, self._valid = folder, valid
+
+    def of(self, shard: int) -> pa.Table | None:
+        """The rows of one shard, None when no valid file holds it."""
+        own = PartFile(shard, shard, self._folder / part_name(shard))
+        if (table := _read(own, self._valid)) is not None:
+            return table
+        for file in self._wide:
+            if shard in file.shards and (table := _read(file, self._valid)) is not None:
+                rows = _by_shard(file, table)[shard]
+                metadata = {key: value for key, value in (rows.schema.metadata or {}).items() if key != _COUNTS}
+                return rows.replace_schema_metadata(metadata)
+        return None
+
+    @cached_property
+    def _wide(self) -> list[PartFile]:
+        """The files for many shards, the narrowest first."""
+        wide = [file for file in part_files(self._folder) if file.first < file.last]
+        return sorted(wide, key=lambda file: len(file.shards))
 
 
 def settle(folder: Place, valid: Callable[[PartFile, pa.Table], bool], confirm: Callable[[], None]) -> None:

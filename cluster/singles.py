@@ -30,6 +30,7 @@ class Singles:
     def __init__(self, folder: RunFolder, plan: Plan) -> None:
         self._folder, self._plan = folder, plan
         self._root = folder.place / "singles"
+        self._before_by_products, self._before = folder.shard_rows(plan)
 
     def part(self, shard: int, row: int) -> Place:
         """The file of one row."""
@@ -48,19 +49,33 @@ class Singles:
                 found.setdefault(int(shard), set()).add(int(row))
         return found
 
+    def failed(self, shard: int, staged: set[int]) -> set[int]:
+        """Those of a shard's rows here that have status ``failed`` at any budget."""
+        return {row for row in staged if str(Status.FAILED) in self._read(self.part(shard, row))["status"].to_pylist()}
+
     def missing(self, shard: int, staged: set[int]) -> set[int]:
-        """The rows of a shard that neither its part nor a file here has an end for."""
-        images, base = self._images(shard), self._folder.rows(self._plan, shard)
+        """The rows of a shard that neither its part nor a file here has an end for.
+
+        Args:
+            shard: its number.
+            staged: its rows that are here, and are to stay as they are.
+        """
+        images, base = self._images(shard), self._before.of(shard)
         if base is None:
             return set(range(images)) - staged
         failed = pc.equal(base["status"].cast(pa.string()), str(Status.FAILED)).to_numpy()
         return set((np.flatnonzero(failed) % images).tolist()) - staged
 
-    def assemble(self, shard: int) -> None:
-        """Writes a shard's part, once nothing is missing."""
-        images, rows = self._images(shard), sorted(self.staged()[shard])
+    def assemble(self, shard: int, staged: set[int]) -> None:
+        """Writes a shard's part, once nothing is missing.
+
+        Args:
+            shard: its number.
+            staged: its rows that are here.
+        """
+        images, rows = self._images(shard), sorted(staged)
         singles = {row: self._read(self.part(shard, row)) for row in rows}
-        base = self._folder.rows(self._plan, shard)
+        base = self._before.of(shard) if len(rows) < images else None
         order = [  # what is not staged stands in the part
             singles[row].slice(budget, 1) if row in singles else cast(pa.Table, base).slice(budget * images + row, 1)
             for budget in range(len(self._plan.params_hashes))
@@ -75,7 +90,7 @@ class Singles:
     def _assemble_by_products(self, shard: int, beside: list[Place], singles: list[pa.Table]) -> None:
         if not beside:
             return
-        tables, before = [self._read(place) for place in beside], self._folder.by_products_of(shard)
+        tables, before = [self._read(place) for place in beside], self._before_by_products.of(shard)
         if before is not None:  # without what the rows that were searched again left
             again = {key for table in singles for key in _keys(table)}
             tables.insert(0, before.filter(pa.array([key not in again for key in _keys(before)])))

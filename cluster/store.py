@@ -18,13 +18,13 @@ from cluster.lease import Lease, leased
 from cluster.parts import (
     TARGET_BYTES,
     PartFile,
+    ShardRows,
     compact,
     innermost_first,
     part_files,
     part_name,
     read_ahead,
     settle,
-    shard_rows,
 )
 from workers.errors import StorageError, WrongInput
 from workers.files import exclusive, held, require_place
@@ -269,15 +269,10 @@ class RunFolder:
         """The shards whose rows are there, in a part with a valid footer; footers and keys are read for it."""
         return sorted(shard for shards, _ in self._held(plan, ()) for shard in shards)
 
-    def rows(self, plan: Plan, shard: int) -> pa.Table | None:
-        """The rows of a shard that is done, a budget after the other; None of another."""
-        table = shard_rows(self.parts, shard)
-        whole = PartFile(shard, shard, self.part(shard))
-        return table if table is not None and _holds(plan, whole, table) else None
-
-    def by_products_of(self, shard: int) -> pa.Table | None:
-        """What an attack left beside the rows of a shard, None for nothing."""
-        return shard_rows(self.place / "by-products", shard)
+    def shard_rows(self, plan: Plan) -> tuple[ShardRows, ShardRows]:
+        """By-products and rows (a budget after the other) shard by shard, None of one that left none or is not done."""
+        by_products, parts = self._tables(plan)
+        return ShardRows(*by_products), ShardRows(*parts)
 
     def failed(self, plan: Plan) -> dict[int, set[int]]:
         """The rows with status ``failed`` at any budget, by the shard that they are in."""

@@ -5,17 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from cluster.completion import Completion
 from cluster.singles import Singles
-from cluster.store import RunFolder
+from cluster.store import Plan, RunFolder
 from jobs.main import main
 from tests.conftest import random_images
 from workers.evaluation.dense import DenseEvaluator
+from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.places import Place
+from workers.results import Status, write_part
 
 ARMED_MODEL = """
 import os, pathlib, torch
@@ -110,3 +114,58 @@ def test_staged_rows_are_not_searched_again(armed: Path) -> None:
     assert rows("run") == whole
     assert sorted(map(str, rows("run", "by-products"))) == sorted(map(str, beside))
     assert {path.name for path in Path("run").iterdir()} == {"run.json", "plan.parquet", "parts", "by-products"}
+
+
+def begun(place: Place) -> tuple[RunFolder, Plan]:
+    """A run of six shards of two rows whose rows were searched one by one and are all staged, its last but one.
+
+    That row is in the shard's part, where the other one failed. Row 0 of shard 2 failed when it was staged.
+    """
+    folder, plan = RunFolder(place), Plan({}, {}, np.arange(12), None, ("budget",), 2)
+    place.path.mkdir()
+    folder.create(plan)
+    singles = Singles(folder, plan)
+    for shard in range(6):
+        for row in range(2 if shard < 5 else 1):
+            status = Status.FAILED if (shard, row) == (2, 0) else Status.SUCCESS
+            write_part(table([2 * shard + row], [status]), singles.part(shard, row))
+    write_part(table([10, 11], [Status.FAILED, Status.SUCCESS]), folder.part(5))
+    return folder, plan
+
+
+def table(ids: list[int], statuses: list[Status]) -> pa.Table:
+    nothing = pa.nulls(len(ids), pa.int32())
+    return pa.table({"image_id": ids, "target": nothing, "status": pa.array(map(str, statuses)).dictionary_encode()})
+
+
+def completion(folder: RunFolder, plan: Plan, *, retry_failed: bool = False) -> Completion:
+    images = Dataset(np.zeros((12, 1, 2, 2), np.uint8), np.zeros(12, np.int64), "all", "nothing")
+    return Completion(folder, plan, (), images, done=folder.done(plan), retry_failed=retry_failed)
+
+
+def test_folders_are_listed_once_however_many_shards_are_narrowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, plan = begun(Place.of(tmp_path / "run"))
+    listed: list[str] = []
+    names = Place.names
+
+    def watched(place: Place) -> list[str]:
+        listed.append(place.name)
+        return names(place)
+
+    monkeypatch.setattr(Place, "names", watched)
+    left = completion(folder, plan)
+    assert sorted(listed) == ["parts", "parts", "singles"]  # once to see what is done
+    assert (left.rows_left, left.shards_left) == (0, 0)
+    assert folder.done(plan) == list(range(6))
+    assert folder.failed(plan) == {2: {0}}
+    assert (folder.place / "singles").names() == []
+
+
+def test_a_staged_row_that_failed_is_searched_again_when_asked(tmp_path: Path) -> None:
+    folder, plan = begun(Place.of(tmp_path / "run"))
+    left = completion(folder, plan, retry_failed=True)
+    assert (left.rows_left, left.shards_left) == (1, 1)
+    assert folder.done(plan) == [0, 1, 3, 4, 5]
+    assert (folder.place / "singles").names() == ["part-000002-000000.parquet", "part-000002-000001.parquet"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.parts import part_files
+from cluster.parts import part_files, part_name
 from cluster.store import Plan, RunFolder
 from workers.places import Place
 from workers.results import write_part
@@ -251,3 +251,26 @@ def test_a_reader_whose_files_are_merged_meanwhile(free_place: Place, monkeypatc
     monkeypatch.setattr("cluster.store.part_files", listed_then_merged)
     assert seen(folder, plan) == before
     assert len(part_files(folder.parts)) == 1
+
+
+def test_the_rows_of_a_shard_are_those_of_the_narrowest_valid_file(
+    free_place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = a_plan(8), RunFolder(free_place)
+    if free_place.local:
+        free_place.path.mkdir()
+    folder.create(plan)
+    write(folder, plan, range(4))
+    folder.compact(plan, lambda count: None)
+    write(folder, plan, [1, 5, 6], found=7)
+    write_part(rows_of(plan, 5), folder.part(2))  # another's rows
+    folder.part(3).write(b"broken")
+    (folder.parts / part_name(4, 6)).write(b"broken")
+    listed, names = [], part_files
+    monkeypatch.setattr("cluster.parts.part_files", lambda place: listed.append(place.name) or names(place))
+    by_products, parts = folder.shard_rows(plan)
+    for shard, found in enumerate([0, 7, 0, 0, None, 7, 7, None]):
+        for reader, expected in ((parts, rows_of), (by_products, beside)):
+            rows = reader.of(shard)
+            assert rows == (None if found is None else expected(plan, shard, found))
+    assert sorted(listed) == ["by-products", "parts"]
