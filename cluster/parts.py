@@ -3,10 +3,11 @@
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from typing import TypeVar
 
 import pyarrow as pa
@@ -16,13 +17,26 @@ from workers.errors import StorageError
 from workers.places import Place
 from workers.results import write_part
 
-__all__ = ["PartFile", "ShardRows", "compact", "innermost_first", "part_files", "part_name", "read_ahead", "settle"]
+__all__ = [
+    "PartFile",
+    "ShardRows",
+    "compact",
+    "innermost_first",
+    "part_files",
+    "part_name",
+    "read_ahead",
+    "settle",
+    "uncompressed_bytes",
+]
 
 READERS = 16
 """Files read at once: an object store answers each after tens of milliseconds."""
 
 TARGET_BYTES = 128 * 2**20
 """Of a compacted file, uncompressed: who reads it whole must hold it."""
+
+AHEAD_BYTES = 2 * TARGET_BYTES
+"""Of whole files that are read before they are needed."""
 
 ROW_GROUP = 8192
 
@@ -79,19 +93,33 @@ def innermost_first(files: Sequence[PartFile]) -> Iterator[list[PartFile]]:
         yield group[::-1]
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Maps a function that waits for a filesystem over items, in order, a few at once."""
-    waiting: deque[Future[Result]] = deque()
+def read_ahead(
+    function: Callable[[Item], Result], items: Sequence[Item], size: Callable[[Item], int] | None = None
+) -> Iterator[Result]:
+    """Maps a function that waits for a filesystem over items, in order, a few at once.
+
+    Args:
+        function: what to call.
+        items: its arguments.
+        size: bytes of an item's result, where results are large: those that are ready or under way are then
+            `AHEAD_BYTES` together at most, or one alone. It may wait for the filesystem too.
+    """
+    waiting: deque[tuple[Future[Result], int]] = deque()
+    ahead = 0
+    sizes = repeat(0) if size is None else read_ahead(size, items)
     with ThreadPoolExecutor(READERS) as pool:
         try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > READERS:
-                    yield waiting.popleft().result()
+            for item, more in zip(items, sizes, strict=False):
+                while waiting and (len(waiting) > READERS or ahead + more > AHEAD_BYTES):
+                    future, less = waiting.popleft()
+                    ahead -= less
+                    yield future.result()
+                waiting.append((pool.submit(function, item), more))
+                ahead += more
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[0].result()
         finally:
-            for future in waiting:
+            for future, _ in waiting:
                 future.cancel()
 
 
@@ -199,7 +227,7 @@ def _neighbours(files: Sequence[PartFile], target_bytes: int) -> Iterator[list[P
     """Groups of files to merge: their shards follow each other, and together they are as large as wanted."""
     group: list[PartFile] = []
     total = 0
-    for file, size in zip(files, read_ahead(_size, files), strict=True):
+    for file, size in zip(files, read_ahead(uncompressed_bytes, files), strict=True):
         if group and (file.first != group[-1].last + 1 or total + size > target_bytes):
             yield group
             group, total = [], 0
@@ -209,11 +237,20 @@ def _neighbours(files: Sequence[PartFile], target_bytes: int) -> Iterator[list[P
         yield group
 
 
-def _size(file: PartFile) -> int:
-    """Uncompressed bytes, from the footer."""
-    with file.place.open() as source:
-        footer = pq.ParquetFile(source).metadata
-        return sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
+def uncompressed_bytes(file: PartFile) -> int:
+    """What a file's rows take, from its footer; 0 for one that is broken.
+
+    Raises:
+        StorageError: when it cannot be reached.
+    """
+    try:
+        with file.place.open() as source:
+            footer = pq.ParquetFile(source).metadata
+            return sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
+    except StorageError:
+        raise
+    except (OSError, pa.ArrowException):
+        return 0
 
 
 def _read(file: PartFile, valid: Callable[[PartFile, pa.Table], bool]) -> pa.Table | None:

@@ -25,6 +25,7 @@ from cluster.parts import (
     part_name,
     read_ahead,
     settle,
+    uncompressed_bytes,
 )
 from workers.errors import StorageError, WrongInput
 from workers.files import exclusive, held, require_place
@@ -405,7 +406,7 @@ class RunFolder:
                 if file.last < plan.shards and not seen.issuperset(file.shards)
             ]
             vanished = False
-            for file, table, gone in read_ahead(read, files):
+            for file, table, gone in read_ahead(read, files, uncompressed_bytes if columns is None else None):
                 vanished |= gone  # a compaction has merged it since: its rows are in another file now
                 shards = [shard for shard in file.shards if shard not in seen]
                 if table is None or not shards:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.parts import part_files, part_name
+from cluster.parts import part_files, part_name, uncompressed_bytes
 from cluster.store import Plan, RunFolder
 from workers.places import Place
 from workers.results import write_part
@@ -274,3 +274,28 @@ def test_the_rows_of_a_shard_are_those_of_the_narrowest_valid_file(
             rows = reader.of(shard)
             assert rows == (None if found is None else expected(plan, shard, found))
     assert sorted(listed) == ["by-products", "parts"]
+
+
+def test_whole_files_are_read_ahead_within_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, folder = a_plan(40), RunFolder(Place.of(tmp_path))
+    folder.create(plan)
+    write(folder, plan, range(40))
+    folder.part(20).write(b"broken")
+    size = uncompressed_bytes(part_files(folder.parts)[0])
+    assert size > 0
+    read: list[pq.ParquetFile] = []
+    known = pq.ParquetFile.read
+
+    def watched(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+        read.append(file)
+        return known(file, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "read", watched)
+    for limit, most in ((size // 2, 1), (3 * size, 4), (1000 * size, 17)):
+        monkeypatch.setattr("cluster.parts.AHEAD_BYTES", limit)
+        read.clear()
+        taken = 0
+        for tables in folder.batches(plan, 1):
+            taken += len(tables)
+            assert len(read) <= taken // 2 + most
+        assert (taken, len(read)) == (2 * 39, 39)
