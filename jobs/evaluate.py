@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import App, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.store import RunFolder
 from jobs.examples import examples
@@ -21,20 +21,8 @@ from jobs.progress import say
 from jobs.recorded import open_run
 from jobs.report import write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
+from jobs.threat import Stage, Threat, fitting
 from workers.actor import ShardSummary
-from workers.attacks import (
-    APGD,
-    FGSM,
-    PGD,
-    Attack,
-    DifferentialEvolution,
-    OnePixelExact,
-    PixelBeam,
-    RandomPixels,
-    SparseRS,
-    Square,
-)
-from workers.attacks.norm_ball import Norm
 from workers.errors import WrongInput
 from workers.files import exclusive, require_place, write_whole
 from workers.places import Place
@@ -44,7 +32,7 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from analysis.robustness import Judgement, Robustness, StageRows
 
-__all__ = ["Stage", "Threat", "app"]
+__all__ = ["app"]
 
 app = App(
     name="evaluate",
@@ -60,88 +48,8 @@ app = App(
     ),
 )
 
-
 FEW_BLOCKS = 8
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One attack of an evaluation.
-
-    Attributes:
-        name: in the table, and of the run's folder.
-        attack: the search.
-        certifies: whether its certificates are about the whole threat.
-    """
-
-    name: str
-    attack: Attack
-    certifies: bool = False
-
-
-class Threat(BaseModel):
-    """What an attacker may do to an image: move it within ε in a norm, or change k pixels."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; linf when --pixels is absent.")
-    epsilon: float | None = Field(None, description="ε, for pixels in [0, 1]; 0.1 with linf when absent.")
-    pixels: int | None = Field(None, ge=1, description="k pixels may change, to anything, instead of a norm and ε.")
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
-            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
-        if self.norm == "l2" and self.epsilon is None:
-            raise WrongInput("--epsilon: must be given with --norm l2")
-        return self
-
-    @property
-    def ball(self) -> tuple[Norm, float]:
-        """Norm and ε of a threat that is not one of pixels."""
-        return self.norm or "linf", 0.1 if self.epsilon is None else self.epsilon
-
-    def describe(self) -> dict[str, Any]:
-        """As ``verdict.json`` has it."""
-        return {"pixels": self.pixels} if self.pixels else dict(zip(("norm", "epsilon"), self.ball, strict=True))
-
-    def __str__(self) -> str:
-        if self.pixels:
-            return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
-        norm, epsilon = self.ball
-        return f"{'L∞' if norm == 'linf' else 'L2'} ε = {epsilon:g}"
-
-    def stages(self) -> tuple[Stage, ...]:
-        """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
-
-        Raises:
-            WrongInput: for an ε or k that no attack takes.
-        """
-        if self.pixels == 1:
-            return (
-                Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
-                Stage("pixel-beam", PixelBeam(pixels=1)),
-                Stage("one-pixel-exact", OnePixelExact(), certifies=True),
-                Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
-            )
-        if k := self.pixels:
-            return (
-                Stage("random-pixels", RandomPixels(pixels=k, max_queries=100)),
-                Stage("pixel-beam-1", PixelBeam(pixels=k, width=1, candidates=max(200, k))),
-                Stage("pixel-beam", PixelBeam(pixels=k, candidates=max(200, k))),
-                Stage("sparse-rs", SparseRS(pixels=k, max_queries=5000)),
-                Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
-            )
-        norm, epsilon = self.ball
-        first = (Stage("fgsm", FGSM(epsilon=epsilon)),) if norm == "linf" else ()
-        return (
-            *first,
-            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10)),
-            Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
-            Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
-            Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
-            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=5000)),
-        )
+"""A stage of at most so many blocks of images is dealt out block by block, whatever the number of workers."""
 
 
 class Budget(BaseModel):
@@ -201,7 +109,7 @@ def evaluate(
     folder.require_usable()
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
-    fitting, unfit = _fitting(stages, loaded)
+    fit, unfit = fitting(stages, loaded)
     asked = {
         **threat.describe(),
         **images.model_dump(mode="json"),
@@ -211,7 +119,7 @@ def evaluate(
         "data": loaded.data_hash,
         **versions(),
         "threads": host.resources.threads,
-        "attacks": {stage.name: stage.attack.params_hash for stage in fitting},
+        "attacks": {stage.name: stage.attack.params_hash for stage in fit},
     }
     if folder.exists:
         folder.compare(asked)
@@ -222,9 +130,7 @@ def evaluate(
             folder.create(asked)
         else:
             folder.compare(asked)
-        evaluation = _Evaluation(
-            loaded, threat, images, question, budget or Budget(), folder, host, fitting, unfit, ids
-        )
+        evaluation = _Evaluation(loaded, threat, images, question, budget or Budget(), folder, host, fit, unfit, ids)
         try:
             with host:
                 evaluation.run()
@@ -233,26 +139,6 @@ def evaluate(
                 folder.forget(made)
             raise
         return evaluation.conclude()
-
-
-def _fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...], dict[str, str]]:
-    """The stages whose attack fits model and images, and why each of the others does not.
-
-    Raises:
-        WrongInput: when none does.
-    """
-    fitting, unfit = [], {}
-    for stage in stages:
-        try:
-            stage.attack.check(subject.dataset.shape, subject.classes)
-        except WrongInput as error:
-            unfit[stage.name] = str(error).split(": ", 1)[-1]
-            first = error
-        else:
-            fitting.append(stage)
-    if not fitting:
-        raise first
-    return tuple(fitting), {name: f"left out: {reason}" for name, reason in unfit.items()}
 
 
 class EvaluationFolder:

@@ -13,8 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.evaluate import Stage, Threat
 from jobs.main import main
+from jobs.subject import SubjectOptions, load_subject
+from jobs.threat import Stage, Threat, fitting
 from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
 from workers.results import Status
@@ -272,3 +273,11 @@ def test_the_stages_of_a_threat() -> None:
     for epsilon in (0.0, 1.5):
         with pytest.raises(WrongInput, match="--epsilon"):
             Threat(epsilon=epsilon).stages()
+
+
+def test_the_first_refusal_is_told_when_no_attack_fits(mnist_folder: Path) -> None:
+    subject = load_subject(SubjectOptions(model=str(mnist_folder), data="mnist"))
+    some = Stage("pixel-beam", PixelBeam(pixels=1)), Stage("apgd", APGD(epsilon=0.1, loss="dlr"))
+    assert fitting(some, subject) == (some, {})
+    with pytest.raises(WrongInput, match="785"):
+        fitting([Stage(f"beam-{k}", PixelBeam(pixels=k, candidates=k)) for k in (785, 786)], subject)

@@ -1,0 +1,124 @@
+"""What an attacker may do to an image, and the attacks that an evaluation of it consists of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from jobs.subject import Subject
+from workers.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    Attack,
+    DifferentialEvolution,
+    OnePixelExact,
+    PixelBeam,
+    RandomPixels,
+    SparseRS,
+    Square,
+)
+from workers.attacks.norm_ball import Norm
+from workers.errors import WrongInput
+
+__all__ = ["Stage", "Threat", "fitting"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of an evaluation.
+
+    Attributes:
+        name: in the table, and of the run's folder.
+        attack: the search.
+        certifies: whether its certificates are about the whole threat.
+    """
+
+    name: str
+    attack: Attack
+    certifies: bool = False
+
+
+class Threat(BaseModel):
+    """What an attacker may do to an image: move it within ε in a norm, or change k pixels."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; linf when --pixels is absent.")
+    epsilon: float | None = Field(None, description="ε, for pixels in [0, 1]; 0.1 with linf when absent.")
+    pixels: int | None = Field(None, ge=1, description="k pixels may change, to anything, instead of a norm and ε.")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
+            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
+        if self.norm == "l2" and self.epsilon is None:
+            raise WrongInput("--epsilon: must be given with --norm l2")
+        return self
+
+    @property
+    def ball(self) -> tuple[Norm, float]:
+        """Norm and ε of a threat that is not one of pixels."""
+        return self.norm or "linf", 0.1 if self.epsilon is None else self.epsilon
+
+    def describe(self) -> dict[str, Any]:
+        """As ``verdict.json`` has it."""
+        return {"pixels": self.pixels} if self.pixels else dict(zip(("norm", "epsilon"), self.ball, strict=True))
+
+    def __str__(self) -> str:
+        if self.pixels:
+            return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
+        norm, epsilon = self.ball
+        return f"{'L∞' if norm == 'linf' else 'L2'} ε = {epsilon:g}"
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
+
+        Raises:
+            WrongInput: for an ε or k that no attack takes.
+        """
+        if self.pixels == 1:
+            return (
+                Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
+                Stage("pixel-beam", PixelBeam(pixels=1)),
+                Stage("one-pixel-exact", OnePixelExact(), certifies=True),
+                Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
+            )
+        if k := self.pixels:
+            return (
+                Stage("random-pixels", RandomPixels(pixels=k, max_queries=100)),
+                Stage("pixel-beam-1", PixelBeam(pixels=k, width=1, candidates=max(200, k))),
+                Stage("pixel-beam", PixelBeam(pixels=k, candidates=max(200, k))),
+                Stage("sparse-rs", SparseRS(pixels=k, max_queries=5000)),
+                Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
+            )
+        norm, epsilon = self.ball
+        first = (Stage("fgsm", FGSM(epsilon=epsilon)),) if norm == "linf" else ()
+        return (
+            *first,
+            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10)),
+            Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
+            Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
+            Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
+            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=5000)),
+        )
+
+
+def fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...], dict[str, str]]:
+    """The stages whose attack fits model and images, and why each of the others does not.
+
+    Raises:
+        WrongInput: when none does: the reason of the first.
+    """
+    fit, refused = [], {}
+    for stage in stages:
+        try:
+            stage.attack.check(subject.dataset.shape, subject.classes)
+        except WrongInput as error:
+            refused[stage.name] = error
+        else:
+            fit.append(stage)
+    if not fit:
+        raise next(iter(refused.values()))
+    return tuple(fit), {name: f"left out: {str(error).split(': ', 1)[-1]}" for name, error in refused.items()}
