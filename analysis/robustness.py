@@ -27,8 +27,9 @@ _UNKNOWN = -1
 class Standing(StrEnum):
     """What is known of an image.
 
-    ``robust``: nothing has broken it so far, which proves nothing. ``broken``: an attack turned it. ``certified``: no
-    change within the threat turns it. ``wrong``: the model misclassifies the clean image.
+    ``robust``: nothing has broken it so far, which proves nothing. ``broken``: an attack turned it; the image that it
+    found is a witness, which no certificate outweighs. ``certified``: no change within the threat turns it. ``wrong``:
+    the model misclassifies the clean image.
     """
 
     ROBUST = "robust"
@@ -87,6 +88,7 @@ class Robustness:
         ids, labels: as given.
         clean_prediction: int64 ``[n]``; −1 where no row has told yet.
         standing: `Standing` values ``[n]``.
+        certified: bool ``[n]``, whether a certificate was given, even of an image that is broken.
         broken_by: the name of the first stage that broke each image, None elsewhere.
         error: the first error of each image's failed rows, None elsewhere.
         queries, gradients: int64 ``[n]``, of all stages.
@@ -101,6 +103,7 @@ class Robustness:
         self.ids, self.labels, count = ids, labels, len(ids)
         self.clean_prediction = np.full(count, _UNKNOWN, dtype=np.int64)
         self.standing = np.full(count, Standing.ROBUST, dtype=object)
+        self.certified = np.zeros(count, dtype=bool)
         self.broken_by, self.error = np.full((2, count), None, dtype=object)
         self.queries, self.gradients = np.zeros((2, count), dtype=np.int64)
         self.seconds = np.zeros(count)
@@ -121,7 +124,9 @@ class Robustness:
         self.clean_prediction[place[told]] = prediction[told]
         self.standing[place[status == Status.ALREADY_WRONG]] = Standing.WRONG
         if stage.certifies:
-            self.standing[place[status == Status.CERTIFIED]] = Standing.CERTIFIED
+            certain = place[status == Status.CERTIFIED]
+            self.certified[certain] = True
+            self.standing[certain[self.standing[certain] != Standing.BROKEN]] = Standing.CERTIFIED
         hit = place[status == Status.SUCCESS]
         new = hit[self.standing[hit] != Standing.BROKEN]
         self.standing[new], self.broken_by[new] = Standing.BROKEN, stage.name
@@ -167,6 +172,11 @@ class Robustness:
     def failed(self) -> int:
         """How many images a search failed on; they count as not broken unless another stage breaks them."""
         return sum(error is not None for error in self.error)
+
+    @property
+    def contradicted(self) -> np.ndarray:
+        """int64, ids of the images that are both broken and certified: one of both attacks is wrong about them."""
+        return self.ids[self.certified & (self.standing == Standing.BROKEN)]
 
     def left(self, *, broken_too: bool = False) -> np.ndarray:
         """int64, ids of the images for which another attack can still change something, in the order given.

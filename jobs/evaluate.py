@@ -399,7 +399,12 @@ class _Evaluation:
             "robust_accuracy": {"bound": "upper"} | bound(known.at_most),
             "certified_accuracy": {"bound": "lower"} | bound(known.at_least) if certifying else None,
             "clean_accuracy": bound(known.clean),
-            "images": {"count": len(self.ids), "only_correct": self.images.correct, "failed": known.failed},
+            "images": {
+                "count": len(self.ids),
+                "only_correct": self.images.correct,
+                "failed": known.failed,
+                "contradicted": len(known.contradicted),
+            },
             "stages": [
                 {
                     "name": stage.name,
@@ -435,6 +440,12 @@ class _Evaluation:
             more.append(
                 f"a search failed on {known.failed} images, which count as not broken unless another attack broke them"
             )
+        if len(contradicted := known.contradicted):
+            some = ", ".join(map(str, contradicted[:5])) + ", …" * (len(contradicted) > 5)
+            more.append(
+                f"{len(contradicted)} images are certified although an attack broke them, so one of both is wrong; "
+                f"they count as broken: {some}"
+            )
         unfinished = [stage.name for stage in self.stages if stage.name not in self.complete]
         if unfinished and len(known.left()):
             more.append(f"not run to their end: {', '.join(unfinished)}")
@@ -457,7 +468,7 @@ class _Evaluation:
         if self.rows:
             self._write_page()
         met = {Verdict.HOLDS, Verdict.NONE_ASKED} | ({Verdict.UNDECIDED} if self.question.accept_undecided else set())
-        return 1 if known.failed or judgement.verdict not in met else 0
+        return 1 if known.failed or len(known.contradicted) or judgement.verdict not in met else 0
 
     def _write_page(self) -> None:
         runs = [open_run(self.folder.run(stage)) for stage in self.stages if stage.name in self.known.tallies]

@@ -87,6 +87,22 @@ def test_only_a_certificate_of_the_whole_threat_counts() -> None:
     assert whole.to_table()["status"].to_pylist() == ["broken", "robust", "robust", "robust", "certified", "robust"]
 
 
+@pytest.mark.parametrize("certificate_first", [True, False])
+def test_a_counterexample_outweighs_a_certificate(certificate_first: bool) -> None:
+    attack = stage("attack", {7: Status.SUCCESS, 8: Status.SUCCESS, 2: Status.EXHAUSTED, 1: Status.EXHAUSTED})
+    exact = stage(
+        "exact",
+        {7: Status.CERTIFIED, 8: Status.SUCCESS, 2: Status.CERTIFIED, 1: Status.EXHAUSTED},
+        certifies=True,
+    )
+    both = known(*((exact, attack) if certificate_first else (attack, exact)))
+    assert both.standing.tolist() == ["broken", "certified", "robust", "robust", "robust", "broken"]
+    assert (both.at_least, both.at_most) == (Rate(1, 6), Rate(4, 6))
+    assert both.contradicted.tolist() == [7]
+    assert both.broken_by[0] == "attack"
+    assert not len(known(attack).contradicted)
+
+
 def test_rows_of_strangers_are_refused() -> None:
     with pytest.raises(ValueError, match="first: has rows of images that are not evaluated"):
         known(stage("first", {3: Status.SUCCESS}))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -205,6 +206,33 @@ def test_one_pixel_is_certified(mnist_folder: Path, tmp_path: Path, capsys: pyte
     assert found["certified_accuracy"]["images"] == sum(row["status"] == "certified" for row in rows)
     assert found["certified_accuracy"]["value"] == found["robust_accuracy"]["value"]
     assert found["not_run"] == {"de": "no image is left to search"}
+
+
+def test_a_certificate_of_a_broken_image_is_a_failure(
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = Stage("pixel-beam", PixelBeam(pixels=1)), Stage("exact", OnePixelExact(), certifies=True)
+    monkeypatch.setattr(Threat, "stages", lambda threat: stages)
+    out = tmp_path / "pixel"
+    flags = ("--pixels", "1", "--all-attacks", "--correct", "--limit", "4")
+    assert main(command(mnist_folder, out, *flags)) == 0
+    assert verdict(out)["images"]["contradicted"] == 0
+    certified = verdict(out)["certified_accuracy"]["images"]
+    image = next(row["image_id"] for row in images(out) if row["status"] == "certified")
+    for part in (out / "runs" / "pixel-beam" / "parts").iterdir():  # as if it had found what the exact search denies
+        table = pq.read_table(part)
+        place, status = table.schema.get_field_index("status"), table["status"].to_pylist()
+        if image in (ids := table["image_id"].to_pylist()):
+            status[ids.index(image)] = str(Status.SUCCESS)
+        column = pa.array(status).cast(table.schema.field(place).type)
+        pq.write_table(table.set_column(place, table.schema.field(place), column), part)
+    capsys.readouterr()
+    assert main(command(mnist_folder, out, *flags)) == 1
+    assert f"one of both is wrong; they count as broken: {image}\n" in capsys.readouterr().out
+    found = verdict(out)
+    assert any("certified although" in reason for reason in found["reasons"])
+    assert (found["images"]["contradicted"], found["certified_accuracy"]["images"]) == (1, certified - 1)
+    assert [row["broken_by"] for row in images(out) if row["image_id"] == image] == ["pixel-beam"]
 
 
 @pytest.mark.usefixtures("few_stages")
