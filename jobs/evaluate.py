@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import Interrupted
+from jobs.frozen import require_same
 from jobs.launch import BLOCK, Images, Selection, Where, WorkerHost, launch, resolve
 from jobs.progress import say
 from jobs.recorded import open_run
@@ -188,13 +189,7 @@ class EvaluationFolder:
         Raises:
             WrongInput: naming the field.
         """
-        have = self._read("evaluation.json")
-        for name in asked | have:
-            if (one := have.get(name)) != (other := asked.get(name)):
-                said, wanted = (text if len(text := str(value)) < 50 else f"{text[:12]}…" for value in (one, other))
-                raise WrongInput(
-                    f"--out {self.path}: that evaluation has {name} {said}, this start {wanted}; name another folder"
-                )
+        require_same(self.path, "evaluation", self._read("evaluation.json"), asked)
 
     def forget(self, made: Sequence[Path]) -> None:
         """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
@@ -312,16 +307,16 @@ class _Evaluation:
             self.host.pool()  # refuses what does not fit before anything is said
             self.introduce()
         if before:
-            ids, size = ",".join(map(str, chosen.tolist())), self.images.shard_size
+            size = self.images.shard_size
             if not RunFolder(path).exists:
                 size = size or self._shard_size(len(chosen))
-            selection = Selection(ids=ids, seed=self.images.seed, shard_size=size)
+            selection, ids = Selection(seed=self.images.seed, shard_size=size), chosen
         else:
-            selection = Selection(**self.images.model_dump())
+            selection, ids = Selection(**self.images.model_dump()), None
         live = _Live(self, before)
         title = f"{number + 1}/{len(self.stages)} {stage.name}"
         try:
-            launch((stage.attack,), self.subject, selection, path, self.host, title=title, watch=live)
+            launch((stage.attack,), self.subject, selection, path, self.host, ids=ids, title=title, watch=live)
         except (Interrupted, RuntimeError):
             self.rows = [*before, *self._read(stage)]
             self.folder.write(self.verdict(), self.known)

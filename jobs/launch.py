@@ -1,5 +1,6 @@
 """One search from its options to its parts: resolve, freeze or compare, dispatch, sum up."""
 
+import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -19,6 +20,7 @@ from cluster.queue import Done, Lost, Narrowed
 from cluster.session import open_session, require_lasting
 from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
+from jobs.frozen import require_same
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.actor import ShardSummary, SharedModel
@@ -129,6 +131,7 @@ def launch(
     out: Place,
     host: WorkerHost,
     *,
+    ids: np.ndarray | None = None,
     title: str | None = None,
     watch: Watch | None = None,
     retry_failed: bool = False,
@@ -141,6 +144,7 @@ def launch(
         selection: which of its images, towards what.
         out: the run's folder.
         host: where the search runs.
+        ids: int64 ``[n]``, of the images to search, in this order; in place of ``selection.ids``, where they are many.
         title: what the progress is called; the attack's name when None.
         watch: follows the run, which then leaves the last word to it; a run that it ends early is resumed by the
             same call.
@@ -160,10 +164,10 @@ def launch(
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
         attack.check_goal(targeted=selection.target is not None)
-    run = _Launch(attacks, subject, selection, folder, host, title or attacks[0].NAME, watch, retry_failed)
+    run = _Launch(attacks, subject, selection, ids, folder, host, title or attacks[0].NAME, watch, retry_failed)
     if folder.exists:
         run.compare(folder.plan())
-    resolved = None if folder.exists else resolve(subject, selection)
+    resolved = None if folder.exists else resolve(subject, selection, ids)
     made = _absent(folder.place)
     with folder.locked():
         plan = folder.plan() if folder.exists else None
@@ -208,6 +212,7 @@ class _Launch:
     attacks: Sequence[Attack]
     subject: Subject
     selection: Selection
+    ids: np.ndarray | None
     folder: RunFolder
     host: WorkerHost
     title: str
@@ -221,6 +226,7 @@ class _Launch:
             "attack": self.attacks[0].NAME,
             "parameters": Attack.parameters_of(self.attacks),
             **self.selection.model_dump(mode="json", exclude={"shard_size"}),
+            **({} if self.ids is None else {"ids": _digest(self.ids)}),
             "split": self.subject.dataset.split,
             "model": self.subject.recipe.content_hash,
             "data": self.subject.data_hash,
@@ -235,21 +241,9 @@ class _Launch:
         Raises:
             WrongInput: naming the field.
         """
-        wanted = self.wanted | more
-        if self.selection.shard_size not in (None, plan.shard_size):
-            wanted |= {"shard_size": self.selection.shard_size}
-        for field, want in wanted.items():
-            have = plan.shard_size if field == "shard_size" else plan.frozen.get(field)
-            if have == want:
-                continue
-            if isinstance(have, dict) and isinstance(want, dict):
-                name = next((key for key in want if have.get(key) != want[key]), None)
-                if name is not None:
-                    field, have, want = name, have.get(name), want[name]
-            have, want = (x[:12] + "…" if isinstance(x, str) and len(x) == 64 else x for x in (have, want))
-            raise WrongInput(
-                f"--out {self.folder.place}: that run has {field} {have}, this start {want}; name another folder"
-            )
+        wanted = self.wanted | more | {"shard_size": self.selection.shard_size or plan.shard_size}
+        have = plan.frozen | {"shard_size": plan.shard_size}
+        require_same(self.folder.place, "run", {field: have.get(field) for field in wanted}, wanted)
 
     def complete(self, plan: Plan | None, resolved: Resolved | None) -> Plan:
         """Searches what is left of the run, freezing its plan first when there is none; returns the plan."""
@@ -260,7 +254,7 @@ class _Launch:
         pool = self.host.pool()
         model = pool.share(self.subject.recipe)
         if plan is None:
-            resolved = resolved or resolve(self.subject, self.selection)
+            resolved = resolved or resolve(self.subject, self.selection, self.ids)
             shape = self.subject.dataset.shape
             batch = CPU_BATCH if pool.device == "cpu" else pool.fitting_batch(model, shape, BLOCK)
             plan = self._plan(resolved, pool, batch)
@@ -368,22 +362,38 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     return "; ".join([text, *others])
 
 
-def resolve(subject: Subject, selection: Selection) -> Resolved:
+def _digest(ids: np.ndarray) -> str:
+    """What is frozen of image ids that are many: the plan's table has them all."""
+    return f"{len(ids)} images, sha256 {hashlib.sha256(ids.astype('<i8').tobytes()).hexdigest()}"
+
+
+def resolve(subject: Subject, selection: Selection, ids: np.ndarray | None = None) -> Resolved:
     """The images, and targets, that a selection leaves, in its order.
 
+    Args:
+        subject: what is attacked.
+        selection: which of its images, towards what.
+        ids: int64 ``[n]``, in place of the selection's own.
+
     Raises:
+        ValueError: when ids are given twice.
         WrongInput: for what does not fit the subject, or leaves nothing.
     """
     dataset = subject.dataset
     if selection.label is not None and selection.label >= subject.classes:
         raise WrongInput(f"--label: the model has classes 0 to {subject.classes - 1}, got {selection.label}")
-    named = numbers(selection.ids, int, "--ids")
-    if len(set(named)) != len(named):
+    if ids is None:
+        named = numbers(selection.ids, int, "--ids")
+        stray = [image for image in named if not 0 <= image < len(dataset)]
+        if stray:  # before they are 64-bit integers
+            raise WrongInput(f"--ids: {dataset.name} has images 0 to {len(dataset) - 1}, got {stray[0]}")
+        ids = np.array(named or range(len(dataset)), dtype=np.int64)
+    elif selection.ids:
+        raise ValueError("ids and selection.ids: expected one of both")
+    elif len(ids) and not 0 <= ids.min() <= ids.max() < len(dataset):
+        raise WrongInput(f"ids: {dataset.name} has images 0 to {len(dataset) - 1}, got {ids.min()} to {ids.max()}")
+    if len(np.unique(ids)) != len(ids):
         raise WrongInput("--ids: an image is named twice")
-    stray = [image for image in named if not 0 <= image < len(dataset)]
-    if stray:
-        raise WrongInput(f"--ids: {dataset.name} has images 0 to {len(dataset) - 1}, got {stray[0]}")
-    ids = np.array(named or range(len(dataset)), dtype=np.int64)
     if selection.label is not None:
         ids = ids[dataset.labels[ids] == selection.label]
     goal = _goal(selection.target, subject.classes)

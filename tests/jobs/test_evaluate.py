@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jobs.launch import Selection, resolve
 from jobs.main import main
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import Stage, Threat, fitting
@@ -81,6 +83,8 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
             queries[row["image_id"]] += row["queries"]
             if row["status"] == Status.SUCCESS:
                 broken[row["image_id"]] = stage["name"]
+        frozen = json.loads((calm / stage["run"] / "run.json").read_text())["frozen"]["ids"]
+        assert frozen == "" if stage["name"] == "fgsm" else re.fullmatch(r"\d+ images, sha256 [0-9a-f]{64}", frozen)
         left -= {row["image_id"] for row in searched if row["status"] in (Status.SUCCESS, Status.ALREADY_WRONG)}
         assert main(["verify", str(calm / stage["run"])]) == 0
     assert len({*broken.values()}) > 1
@@ -309,3 +313,15 @@ def test_the_first_refusal_is_told_when_no_attack_fits(mnist_folder: Path) -> No
     assert fitting(some, subject) == (some, {})
     with pytest.raises(WrongInput, match="785"):
         fitting([Stage(f"beam-{k}", PixelBeam(pixels=k, candidates=k)) for k in (785, 786)], subject)
+
+
+def test_images_given_as_an_array(mnist_folder: Path) -> None:
+    subject = load_subject(SubjectOptions(model=str(mnist_folder), data="mnist"))
+    ids = np.array([9, 2, 5])
+    assert resolve(subject, Selection(), ids).ids.tolist() == [9, 2, 5]
+    assert resolve(subject, Selection(limit=2), ids).ids.tolist() == [9, 2]
+    for wrong in ([-1, 2], [2, 10_000], [2, 2]):
+        with pytest.raises(WrongInput, match="ids: "):
+            resolve(subject, Selection(), np.array(wrong))
+    with pytest.raises(ValueError, match="one of both"):
+        resolve(subject, Selection(ids="1"), ids)
