@@ -18,7 +18,7 @@ from workers.results import SEARCHED, Status
 
 __all__ = ["COLUMNS", "Judgement", "Robustness", "StageRows", "StageTally", "Standing", "Verdict", "bound", "judge"]
 
-COLUMNS = ["image_id", "label", "status", "clean_prediction", "queries", "gradients", "seconds", "error"]
+COLUMNS = ["image_id", "status", "clean_prediction", "queries", "gradients", "seconds", "error"]
 """Of the schema of results, what is read here: the images themselves are not."""
 
 _UNKNOWN = -1
@@ -62,6 +62,7 @@ class StageTally:
         searched: images searched to an end.
         successes: those whose search succeeded.
         broken: images that no stage before it had broken.
+        remaining: images that neither it nor a stage before it found misclassified or broken.
         failed: rows with status ``failed``.
         queries, gradients: of all rows.
         seconds: worker time.
@@ -70,6 +71,7 @@ class StageTally:
     searched: int
     successes: int
     broken: int
+    remaining: int
     failed: int
     queries: int
     gradients: int
@@ -139,6 +141,7 @@ class Robustness:
             searched=int(np.isin(status, SEARCHED).sum()),
             successes=len(hit),
             broken=len(new),
+            remaining=self.count(Standing.ROBUST, Standing.CERTIFIED),
             failed=int((status == Status.FAILED).sum()),
             queries=int(spent["queries"].sum()),
             gradients=int(spent["gradients"].sum()),

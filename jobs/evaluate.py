@@ -46,6 +46,7 @@ app = App(
         "brittle evaluate --model MODEL --data mnist --limit 1000 --norm linf --epsilon 0.1 --out E",
         "brittle evaluate --model MODEL --data mnist --limit 1000 --epsilon 0.1 --max-seconds 60 --out E",
         "brittle evaluate --model MODEL --data mnist --limit 200 --pixels 1 --require 0.9 --out E",
+        "brittle evaluate --model MODEL --data mnist --limit 1000 --norm linf --epsilon 0.1 --retry-failed --out E",
     ),
 )
 
@@ -94,10 +95,12 @@ def evaluate(
     question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
     budget: Annotated[Budget | None, Parameter(name="*", group=Group("Budget"))] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
+    retry_failed: Annotated[bool, Parameter(negative="", group=Group("Model and images"))] = False,
 ) -> int:
     """
     Args:
         out: Folder for the verdict, the table of images, the page and the runs; an evaluation there is resumed.
+        retry_failed: Search the images of that evaluation again whose search failed, in the stages where it did.
     """
     threat, images, question = threat or Threat(), images or Images(), question or Question()
     stages = threat.stages()
@@ -131,7 +134,9 @@ def evaluate(
             folder.create(asked)
         else:
             folder.compare(asked)
-        evaluation = _Evaluation(loaded, threat, images, question, budget or Budget(), folder, host, fit, unfit, ids)
+        evaluation = _Evaluation(
+            loaded, threat, images, question, budget or Budget(), folder, host, fit, unfit, ids, retry_failed
+        )
         try:
             with host:
                 evaluation.run()
@@ -235,8 +240,8 @@ class _Evaluation:
     """An evaluation while it runs.
 
     Attributes:
-        rows: of the stages so far, the last one perhaps in part.
-        complete: names of the stages that are done.
+        rows: of each stage that has any, by its name.
+        complete: names of the stages that have all of theirs, failed ones among them.
         ended: why no more stages are run; empty while they are.
     """
 
@@ -250,10 +255,12 @@ class _Evaluation:
     stages: Sequence[Stage]
     unfit: dict[str, str]
     ids: np.ndarray
-    rows: "list[StageRows]" = field(default_factory=list)
-    complete: list[str] = field(default_factory=list)
+    retry_failed: bool
+    rows: "dict[str, StageRows]" = field(default_factory=dict)
+    complete: set[str] = field(default_factory=set)
     ended: str = ""
     introduced: bool = False
+    _known: "Robustness | None" = None
 
     def run(self) -> None:
         """Runs what is left of the stages, until all are done or the budget is spent.
@@ -263,17 +270,13 @@ class _Evaluation:
             Interrupted: when stopped; the same command resumes.
         """
         self.earlier, self.started = self.folder.seconds(), time.monotonic()
-        for number, stage in enumerate(self.stages):
-            before, known = self.rows, self.known
-            chosen = known.left(broken_too=self.question.all_attacks) if before else self.ids
-            if not len(chosen):
-                self.ended = "no image is left to search"
-                break
-            self.rows = [*before, *self._read(stage)]
-            if not self._done(stage):
-                self.ended = self.budget.spent(int(self.known.queries.sum()), self.seconds)
+        for stage in self.stages:
+            self._read(stage)
+        for stage in self.stages:
+            if stage.name not in self.complete:
+                self.ended = self._spent() if len(self._left()) else "no image is left to search"
             if not self.ended:
-                self._search(number, stage, chosen, before)
+                self._search(stage)
             self._print(stage)
             if self.ended:
                 break
@@ -293,40 +296,56 @@ class _Evaluation:
             flush=True,
         )
 
-    def _search(self, number: int, stage: Stage, chosen: np.ndarray, before: "list[StageRows]") -> None:
+    def _search(self, stage: Stage) -> None:
         """Runs a stage, or what is left of it, and writes down what is known then.
 
-        Args:
-            number: of the stages before it.
-            stage: the attack; its rows that are there already are the last of `rows`.
-            chosen: int64 ``[n]``, ids of the images to search.
-            before: the rows of the stages before it.
+        A stage that is there goes on with the images that were left when it was started, even if searching failed
+        ones of an earlier stage again has broken some since; it is not refused, and they count as broken.
         """
-        path = self.folder.run(stage)
-        if not self._done(stage):
+        place, number = self.folder.run(stage), self.stages.index(stage)
+        folder, tally = RunFolder(place), self.known.tallies.get(stage.name)
+        retry = self.retry_failed and tally is not None and tally.failed > 0
+        if retry and (spent := self._spent()):
+            say(f"{stage.name}: what failed is not searched again: {spent}")
+            retry = False
+        if retry or stage.name not in self.complete:
             self.host.pool()  # refuses what does not fit before anything is said
             self.introduce()
-        if before:
-            size = self.images.shard_size
-            if not RunFolder(path).exists:
-                size = size or self._shard_size(len(chosen))
-            selection, ids = Selection(seed=self.images.seed, shard_size=size), chosen
-        else:
-            selection, ids = Selection(**self.images.model_dump()), None
-        live = _Live(self, before)
-        title = f"{number + 1}/{len(self.stages)} {stage.name}"
+        selection, ids = Selection(**self.images.model_dump()), None
+        if number:
+            ids, size = folder.plan().ids if folder.exists else self._left(), self.images.shard_size
+            if not folder.exists:
+                size = size or self._shard_size(len(ids))
+            selection = Selection(seed=self.images.seed, shard_size=size)
+        live = _Live(self, stage, self.ids if ids is None else ids)
         try:
-            launch((stage.attack,), self.subject, selection, path, self.host, ids=ids, title=title, watch=live)
+            launch(
+                (stage.attack,),
+                self.subject,
+                selection,
+                place,
+                self.host,
+                ids=ids,
+                title=f"{number + 1}/{len(self.stages)} {stage.name}",
+                watch=live,
+                retry_failed=retry,
+            )
         except (Interrupted, RuntimeError):
-            self.rows = [*before, *self._read(stage)]
+            self._read(stage)
             self.folder.write(self.verdict(), self.known)
             raise
-        self.rows = [*before, *self._read(stage)]
-        if self._done(stage):
-            self.complete.append(stage.name)
-        else:
+        if self._read(stage):
+            self.folder.write(self.verdict(), self.known)
+        if stage.name not in self.complete:
             self.ended = live.ended or "it did not come to its end"
-        self.folder.write(self.verdict(), self.known)
+
+    def _left(self) -> np.ndarray:
+        """Ids of the images that a stage which is started now would search."""
+        return self.known.left(broken_too=self.question.all_attacks)
+
+    def _spent(self) -> str:
+        """Which budget is spent, in words; empty when there is some left."""
+        return self.budget.spent(int(self.known.queries.sum()), self.seconds)
 
     @property
     def not_run(self) -> dict[str, str]:
@@ -345,37 +364,51 @@ class _Evaluation:
 
     @property
     def known(self) -> "Robustness":
-        """The standing of every image now."""
+        """The standing of every image now; made anew only when other rows have been read."""
         from analysis.robustness import Robustness
 
-        return Robustness(self.ids, self.subject.dataset.labels[self.ids], self.rows)
+        if self._known is None:
+            rows = [self.rows[stage.name] for stage in self.stages if stage.name in self.rows]
+            self._known = Robustness(self.ids, self.subject.dataset.labels[self.ids], rows)
+        return self._known
 
     @property
     def seconds(self) -> float:
         """Wall time spent, all starts together."""
         return self.earlier + time.monotonic() - self.started
 
-    def _done(self, stage: Stage) -> bool:
-        folder = RunFolder(self.folder.run(stage))
-        return folder.exists and len(folder.done(plan := folder.plan())) == plan.shards
+    def _read(self, stage: Stage) -> bool:
+        """Reads the rows of a stage that are there; returns whether they are other ones than were read before.
 
-    def _read(self, stage: Stage) -> "list[StageRows]":
-        """The rows of a stage that are there, in a list; empty when there are none."""
+        Raises:
+            WrongInput: for a run that cannot be of this evaluation.
+        """
         from analysis.robustness import COLUMNS, StageRows
 
         folder = RunFolder(self.folder.run(stage))
-        if not folder.exists or not folder.done(plan := folder.plan()):
-            return []
-        (table,) = folder.tables(plan)
-        return [StageRows(stage.name, stage.certifies, table.select(COLUMNS))]
+        if not folder.exists:
+            return False
+        plan = folder.plan()
+        if plan.params_hashes != (stage.attack.params_hash,) or not np.isin(plan.ids, self.ids).all():
+            raise WrongInput(f"--out {folder.place}: that run is not of this evaluation; name another folder")
+        if not folder.done(plan):
+            return False
+        (table,) = folder.tables(plan, COLUMNS)
+        if len(table) == plan.rows:
+            self.complete.add(stage.name)
+        if stage.name in self.rows and self.rows[stage.name].rows.equals(table):
+            return False
+        self.rows[stage.name], self._known = StageRows(stage.name, stage.certifies, table), None
+        return True
 
     def _print(self, stage: Stage) -> None:
-        known = self.known
-        if (tally := known.tallies.get(stage.name)) is None:
+        from analysis.statistics import Rate
+
+        if (tally := self.known.tallies.get(stage.name)) is None:
             return
         self.introduce()
         print(
-            f"{stage.name:<16} {tally.searched:>8} {tally.broken:>7} {known.at_most!s:>36} "
+            f"{stage.name:<16} {tally.searched:>8} {tally.broken:>7} {Rate(tally.remaining, len(self.ids))!s:>36} "
             f"{tally.queries:>10} {tally.gradients:>10} {tally.seconds:>8.1f}",
             flush=True,
         )
@@ -455,6 +488,8 @@ class _Evaluation:
         print(f"clean accuracy {known.clean}")
         for reason in judgement.reasons:
             print(reason)
+        if known.failed:
+            say("the same command with --retry-failed searches again what failed")
         for name, reason in self.not_run.items():
             print(f"{name}: {reason}")
         if self.question.require is not None:
@@ -480,33 +515,39 @@ class _Evaluation:
 class _Live:
     """Follows a stage: the bound so far, and whether the budget is spent.
 
-    A shard tells how many images it broke, not which: where broken images are searched again, those of this stage
-    may be those of the stages before, and the larger of the two numbers is what is sure.
+    A shard tells how many images it broke, not which: where those may be known to be broken or misclassified already,
+    by another stage, the larger of the two numbers of broken ones is what is sure.
     """
 
-    def __init__(self, evaluation: _Evaluation, before: "list[StageRows]") -> None:
+    def __init__(self, evaluation: _Evaluation, stage: Stage, ids: np.ndarray) -> None:
         from analysis.robustness import Standing
 
         self._evaluation, known = evaluation, evaluation.known
-        here = [known.tallies[stage.name] for stage in evaluation.rows[len(before) :]]
-        self._broken_before = known.count(Standing.BROKEN) - sum(tally.broken for tally in here)
-        self._successes = sum(tally.successes for tally in here)
-        self._wrong, self._queries = known.count(Standing.WRONG), int(known.queries.sum())
+        by_others = (known.standing == Standing.BROKEN) & (known.broken_by != stage.name)
+        again = stage.name in evaluation.complete  # rows that failed
+        self._all_new = not again and not np.isin(ids, known.ids[by_others]).any()
+        self._wrong, self._broken = known.count(Standing.WRONG), known.count(Standing.BROKEN)
+        tally = known.tallies.get(stage.name)
+        self._successes_before, self._successes = tally.successes if tally else 0, 0
+        self._queries = int(known.queries.sum())
         self.ended = ""
 
     def __call__(self, summary: ShardSummary | None) -> str | None:
         from analysis.statistics import Rate
 
         if summary is not None:
-            self._wrong += summary.rows - summary.searched - summary.failed
+            if self._all_new:
+                self._wrong += summary.rows - summary.searched - summary.failed
             self._successes += summary.successes
             self._queries += summary.queries
         evaluation = self._evaluation
         self.ended = evaluation.budget.spent(self._queries, evaluation.seconds)
         if self.ended:
             return None
-        both = (self._broken_before, self._successes)
-        broken = max(both) if evaluation.question.all_attacks else sum(both)
+        if self._all_new:
+            broken = self._broken + self._successes
+        else:
+            broken = max(self._broken, self._successes_before + self._successes)
         count = len(evaluation.ids)
         return f"robust accuracy ≤ {Rate(count - self._wrong - broken, count)}, {self._queries} queries"
 

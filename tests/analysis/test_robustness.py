@@ -15,7 +15,6 @@ def stage(name: str, found: dict[int, Status], *, certifies: bool = False, label
     clean = {Status.ALREADY_WRONG: label + 1, Status.FAILED: None}
     columns = {
         "image_id": pa.array(list(found), pa.int64()),
-        "label": pa.array([label] * len(found), pa.int32()),
         "status": pa.array([str(status) for status in found.values()]).dictionary_encode(),
         "clean_prediction": pa.array([clean.get(status, label) for status in found.values()], pa.int32()),
         "queries": pa.array([10 * was for was in searched], pa.int64()),
@@ -64,6 +63,7 @@ def test_an_image_is_broken_by_the_first_that_breaks_it() -> None:
     assert both.seconds.tolist() == [1, 1, 0, 0, 0.5, 1]
     second = both.tallies["second"]
     assert (second.searched, second.successes, second.broken, second.queries, second.seconds) == (3, 2, 1, 30, 1.5)
+    assert [both.tallies[name].remaining for name in ("first", "second")] == [4, 3]
 
 
 def test_a_failed_row_breaks_nothing_and_is_told() -> None:

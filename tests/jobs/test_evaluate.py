@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from cluster.store import Plan, RunFolder
 from jobs.launch import Selection, resolve
 from jobs.main import main
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import Stage, Threat, fitting
 from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
+from workers.models.loading import read_model
+from workers.places import Place
 from workers.results import Status
 
 ROOT = Path(__file__).parent.parent.parent
@@ -105,9 +111,27 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
 def test_the_same_again_needs_no_ray(
     calm: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import analysis.robustness
+
+    made, read, tables = [], [], RunFolder.tables
     monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
+    monkeypatch.setattr("jobs.evaluate.write_page", lambda runs, subject, out: None)
+
+    class Counted(analysis.robustness.Robustness):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    def tables_of(folder: RunFolder, plan: Plan, columns: Sequence[str] | None = None) -> list[pa.Table]:
+        read.append(columns)
+        return tables(folder, plan, columns)
+
+    monkeypatch.setattr(analysis.robustness, "Robustness", Counted)
+    monkeypatch.setattr(RunFolder, "tables", tables_of)
     before, small = images(calm), ("--epsilon", "0.2", "--shard-size", "10", "--max-queries", "1")
     assert main(command(mnist_folder, calm, *small, "--require", "0.9")) == 1
+    assert len(made) == 1
+    assert not any(columns is None or "adversarial" in columns for columns in read)
     said = capsys.readouterr().out
     assert "verdict: broken" in said
     assert verdict(calm)["verdict"] == "broken"
@@ -272,6 +296,67 @@ def test_a_model_of_two_classes_that_breaks_on_one_image(
     assert "cannot see white corners" in row["error"]
     assert "a search failed on 1 images" in said
     assert "no page: ValueError: cannot see white corners" in aside
+
+
+@pytest.mark.usefixtures("few_stages")
+def test_what_failed_is_searched_again_when_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    armed = tmp_path / "armed"
+    (tmp_path / "armed_for_one.py").write_text(
+        "import pathlib, torch\n"
+        "class Armed(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        torch.manual_seed(0)\n"
+        "        self.linear = torch.nn.Linear(48, 3)\n"
+        "    def forward(self, x):\n"
+        f"        if pathlib.Path({str(armed)!r}).exists() and (x[:, 0, 0, 0] >= 0.9).any():\n"
+        "            raise ValueError('cannot see white corners')\n"
+        "        return self.linear(x.flatten(1) - 0.4)\n"
+    )
+    pixels = np.random.default_rng(0).integers(0, 200, (12, 3, 4, 4)).astype(np.uint8)
+    pixels[:, 0, 0, 0] = 128
+    pixels[[3, 5], 0, 0, 0] = 255
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    model = read_model("armed_for_one:Armed").build()
+    labels = model(torch.tensor(pixels / 255, dtype=torch.float32)).argmax(dim=1).numpy()
+    np.savez(tmp_path / "images.npz", images=pixels, labels=labels)
+    subject = ["--model", "armed_for_one:Armed", "--data", "images.npz"]
+    given = ["evaluate", *subject, "--epsilon", "0.03", "--workers", "1"]
+    assert main([*given, "--out", "calm"]) == 0
+    calm = images(tmp_path / "calm")
+    assert [calm[image]["broken_by"] for image in (3, 5)] == ["fgsm", None]
+
+    armed.touch()
+    assert main([*given, "--out", "E"]) == 1
+    assert "--retry-failed" in capsys.readouterr().err
+    assert [row["image_id"] for row in images(tmp_path / "E") if row["error"]] == [3, 5]
+    assert [stage["failed"] for stage in verdict(tmp_path / "E")["stages"]] == [2, 2, 2]
+    armed.unlink()
+    shutil.rmtree("E/runs/apgd")  # not started yet
+    assert main([*given, "--out", "E", "--max-queries", "1"]) == 1
+    found = images(tmp_path / "E")
+    assert main([*given, "--out", "E", "--max-queries", "1", "--retry-failed"]) == 1
+    assert images(tmp_path / "E") == found
+    assert "what failed is not searched again: the budget of 1 queries is spent" in capsys.readouterr().err
+
+    assert main([*given, "--out", "E", "--retry-failed"]) == 0
+    repaired = images(tmp_path / "E")
+    assert [row | {"queries": 0, "gradients": 0} for row in repaired] == [
+        row | {"queries": 0, "gradients": 0} for row in calm
+    ]
+    assert verdict(tmp_path / "E")["images"]["failed"] == 0
+    left = [row["image_id"] for row in calm if row["status"] == "robust"]
+    plans = {name: RunFolder(Place.of(f"E/runs/{name}")).plan().ids.tolist() for name in ("pgd", "apgd")}
+    assert 3 in plans["pgd"]  # as it was when it was started
+    assert 3 not in plans["apgd"]
+    assert set(left) <= set(plans["apgd"]) <= set(plans["pgd"])
+    for name in ("fgsm", "pgd", "apgd"):
+        assert main(["verify", f"E/runs/{name}"]) == 0
+    assert main([*given, "--out", "E"]) == 0
+    assert images(tmp_path / "E") == repaired
 
 
 def test_a_refused_start_leaves_nothing(mnist_folder: Path, tmp_path: Path) -> None:
