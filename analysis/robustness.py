@@ -256,7 +256,10 @@ def judge(at_most: Rate, at_least: Rate, require: float | None) -> Judgement:
     if at_least.interval[0] >= require:
         reason = f"{below}, no fewer than the {require:.1%} required even at the interval's lower end"
         return Judgement(Verdict.HOLDS, (reason,))
-    reasons = f"{above}, which does not rule out the {require:.1%} required", f"{below}, so they are not shown"
+    unshown = f"{below}, which does not show the {require:.1%} required"
+    if at_least.hits:
+        unshown += f": {at_least.interval[0]:.1%} at the interval's lower end"
+    reasons = f"{above}, which does not rule out the {require:.1%} required", unshown
     return Judgement(Verdict.UNDECIDED, reasons)
 
 

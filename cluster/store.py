@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -155,18 +154,13 @@ class RunFolder:
                 (self.place / "plan.parquet").remove()
             raise
 
-    def forget(self, made: Sequence[Path]) -> None:
-        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock.
-
-        The folder that holds the lock stays until `locked` ends, which removes it where it has made it.
-        """
+    def forget(self) -> None:
+        """Takes back what a refused start froze; only for the holder of the lock, which takes the folder back."""
         for name in ("run.json", "plan.parquet"):
             (self.place / name).remove()
-        if not self.place.local:
-            return
-        for folder in (self.parts.path, *made):
+        if self.place.local:
             with contextlib.suppress(OSError):  # absent, or somebody has put something there meanwhile
-                folder.rmdir()
+                self.parts.path.rmdir()
 
     def plan(self) -> Plan:
         """Reads the frozen plan.
@@ -181,6 +175,8 @@ class RunFolder:
             raise WrongInput(str(error)) from None
         try:
             content = json.loads((self.place / "run.json").read())
+            if not isinstance(content, dict):
+                raise ValueError("expected an object")
             with (self.place / "plan.parquet").open() as file:
                 table = pq.read_table(file)
             ids, targets = table["image_id"].to_numpy(), table["target"]
@@ -198,10 +194,13 @@ class RunFolder:
                 raise ValueError(f"run.json says {content['images']} images, plan.parquet has {len(ids)}")
         except KeyError as error:
             raise WrongInput(
-                f"{self.place}: its plan cannot be read: it lacks {error}, as one of another version of brittle would"
+                f"{self.place}: its plan cannot be read (run.json): it lacks {error}, as that of another version of "
+                "brittle would"
             ) from None
         except (OSError, ValueError, TypeError, pa.ArrowException) as error:
-            raise WrongInput(f"{self.place}: its plan cannot be read: {str(error).splitlines()[0]}") from None
+            raise WrongInput(
+                f"{self.place}: its plan cannot be read (run.json, plan.parquet): {str(error).splitlines()[0]}"
+            ) from None
         return plan
 
     @contextmanager
@@ -286,6 +285,11 @@ class RunFolder:
                     found[shard] = set((rows % (count // len(plan.params_hashes))).tolist())
                 start += count
         return found
+
+    def damaged(self, done: Sequence[int]) -> list[str]:
+        """The files among the parts whose shards are not `done`: they cannot be read, or hold other rows."""
+        whole = set(done)
+        return [file.place.name for file in part_files(self.parts) if not whole.issuperset(file.shards)]
 
     def tables(self, plan: Plan, columns: Sequence[str] | None = None) -> list[pa.Table]:
         """For each budget the rows of the shards that are done, in the order of the plan.

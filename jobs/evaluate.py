@@ -128,7 +128,6 @@ def evaluate(
     if folder.exists:
         folder.compare(asked)
     ids = resolve(loaded, Selection(**images.model_dump())).ids
-    made = [path for path in (folder.path, *folder.path.absolute().parents) if not path.exists()]
     with folder.locked():
         if fresh := not folder.exists:
             folder.create(asked)
@@ -142,7 +141,7 @@ def evaluate(
                 evaluation.run()
         except WrongInput:
             if fresh and not evaluation.rows:
-                folder.forget(made)
+                folder.forget()
             raise
         return evaluation.conclude()
 
@@ -196,12 +195,11 @@ class EvaluationFolder:
         """
         require_same(self.path, "evaluation", self._read("evaluation.json"), asked)
 
-    def forget(self, made: Sequence[Path]) -> None:
-        """Takes back what a refused start froze, and the folders that it made; only for the holder of the lock."""
+    def forget(self) -> None:
+        """Takes back what a refused start froze; only for the holder of the lock, which takes the folder back."""
         (self.path / "evaluation.json").unlink(missing_ok=True)
-        for folder in (self.path / "runs", *made):
-            with suppress(OSError):  # absent, or somebody has put something there meanwhile
-                folder.rmdir()
+        with suppress(OSError):  # absent, or somebody has put something there meanwhile
+            (self.path / "runs").rmdir()
 
     def run(self, stage: Stage) -> Place:
         """The folder of a stage's run."""
@@ -496,14 +494,19 @@ class _Evaluation:
             print(f"verdict: {judgement.verdict}")
         print(f"verdict in {out / 'verdict.json'}, images in {out / 'images.parquet'}")
         if self.rows:
-            self._write_page()
+            asked = [] if self.question.require is None else [f"verdict: {judgement.verdict}"]
+            left = [f"{name}: {reason}" for name, reason in self.not_run.items()]
+            title = f"{len(self.ids)} images within {self.threat}: robust accuracy at most {known.at_most}"
+            self._write_page(
+                [title, *asked, f"clean accuracy of these images {known.clean}", *judgement.reasons, *left]
+            )
         met = {Verdict.HOLDS, Verdict.NONE_ASKED} | ({Verdict.UNDECIDED} if self.question.accept_undecided else set())
         return 1 if known.failed or len(known.contradicted) or judgement.verdict not in met else 0
 
-    def _write_page(self) -> None:
+    def _write_page(self, findings: Sequence[str]) -> None:
         runs = [open_run(self.folder.run(stage)) for stage in self.stages if stage.name in self.known.tallies]
         try:
-            write_page(runs, self.subject, self.folder.page)
+            write_page(runs, self.subject, self.folder.page, findings=findings)
         except WrongInput:
             raise
         except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything

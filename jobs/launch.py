@@ -168,7 +168,6 @@ def launch(
     if folder.exists:
         run.compare(folder.plan())
     resolved = None if folder.exists else resolve(subject, selection, ids)
-    made = _absent(folder.place)
     with folder.locked():
         plan = folder.plan() if folder.exists else None
         try:
@@ -180,7 +179,7 @@ def launch(
                 folder.sweep()  # the probes of workers that were left out
                 if folder.parts.names():  # it was the last sweep that was interrupted
                     raise
-                folder.forget(made)
+                folder.forget()
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("interrupted before the search began") from None
             raise
@@ -198,11 +197,6 @@ def launch(
         summaries.append(summary)
     subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summaries
-
-
-def _absent(place: Place) -> list[Path]:
-    """The folders that a start makes for a run on a disk, the innermost first."""
-    return [path for path in (place.path, *place.path.parents) if not path.exists()] if place.local else []
 
 
 @dataclass(frozen=True)
@@ -266,6 +260,8 @@ class _Launch:
 
     def _left(self, plan: Plan) -> Completion:
         done, images = self.folder.done(plan), self.subject.dataset
+        for name in self.folder.damaged(done):
+            say(f"{name} is damaged, or another run's: what it should hold is searched again")
         return Completion(self.folder, plan, self.attacks, images, done=done, retry_failed=self.retry_failed)
 
     def _plan(self, resolved: Resolved, pool: SearchPool, batch: int) -> Plan:

@@ -33,6 +33,8 @@ def status(run: str) -> int:
     rows = sum(plan.part_rows(shard) for shard in done)
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
     print(f"{run}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
+    for name in folder.damaged(done):
+        print(f"{name} is damaged, or another run's; the run's next start searches again what it should hold")
     if done:
         from analysis.summary import SUMMARISED, summarise
 

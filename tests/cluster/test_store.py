@@ -70,6 +70,7 @@ def test_done_is_a_whole_part_with_its_own_rows(free_place: Place) -> None:
     whole = folder.part(1).read()
     folder.part(1).write(whole[:-20])
     assert folder.done(plan) == [0, 2]
+    assert folder.damaged([0, 2]) == ["part-000001.parquet"]
     write_shard(folder, plan, 1, shift=1)
     assert folder.done(plan) == [0, 2]
     folder.part(1).write(folder.part(0).read())
@@ -268,10 +269,10 @@ def test_a_plan_on_a_full_disk_leaves_nothing(small_disk: Path) -> None:
 
 
 def test_a_refused_start_leaves_the_next_driver_its_lock(tmp_path: Path) -> None:
-    folder, made = RunFolder(Place.of(tmp_path / "new" / "run")), [tmp_path / "new" / "run", tmp_path / "new"]
+    folder = RunFolder(Place.of(tmp_path / "new" / "run"))
     with folder.locked():
         folder.create(a_plan())
-        folder.forget(made)
+        folder.forget()
         with pytest.raises(WrongInput, match="another brittle"), folder.locked():
             pass
     assert not list(tmp_path.iterdir())

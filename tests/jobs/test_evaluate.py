@@ -105,7 +105,9 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
     assert {stage["name"] for stage in found["stages"]} | set(found["not_run"]) == {
         stage.name for stage in Threat(epsilon=0.2).stages()
     }
-    assert "fgsm --epsilon 0.2" in (calm / "page.html").read_text()
+    page = (calm / "page.html").read_text()
+    assert "fgsm --epsilon 0.2" in page
+    assert f"robust accuracy at most {100 * len(left) / LIMIT:.1f}%" in page
 
 
 def test_the_same_again_needs_no_ray(
@@ -115,7 +117,7 @@ def test_the_same_again_needs_no_ray(
 
     made, read, tables = [], [], RunFolder.tables
     monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.evaluate.write_page", lambda runs, subject, out: None)
+    monkeypatch.setattr("jobs.evaluate.write_page", lambda runs, subject, out, findings: None)
 
     class Counted(analysis.robustness.Robustness):
         def __init__(self, *given: Any) -> None:
