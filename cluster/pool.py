@@ -137,6 +137,11 @@ class SearchPool:
         ray.kill(actor)
         self.actors.remove(actor)
 
+    def replace(self, actor: Any) -> Any:
+        """Ends an actor for good, and asks for another in its place."""
+        self.drop(actor)
+        return self._create(1)[0]
+
     def share(self, model: "ModelRecipe") -> SharedModel:
         """Puts a model once into the object store, for every actor to build."""
         import ray

@@ -142,6 +142,7 @@ class Queue:
         self._overdue: set[Any] = set()
         self._present: dict[Any, Introduction] = {}
         self._ended: set[tuple[str, int]] = set()  # processes that were told to end, by node and pid
+        self._stillborn = 0
         self._unfit: list[str] = []
         self._versions = versions(*self._packages)
 
@@ -317,12 +318,17 @@ class Queue:
         actor, probe, token = self._benched.pop(reference)
         try:
             introduction: Introduction = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            self._dismiss(actor, f"a worker cannot make itself ready: {_last_line(error.cause)}")
+        except ray.exceptions.RayError as error:
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            reason = f"a worker could not make itself ready: {_last_line(cause)}"
+            self._stillborn += 1
+            if self._stillborn > TRIES:
+                self._dismiss(actor, reason)
+            else:  # its node may have been at fault, or its files not there yet
+                self._pool.say(f"another is started: {reason}")
+                self._bench(self._pool.replace(actor))
             return
-        except ray.exceptions.RayError as error:  # killed for good: it does not come back
-            self._dismiss(actor, f"a worker could not be started: {' '.join(str(error).split())[:500]}")
-            return
+        self._stillborn = 0
         if (introduction.node, introduction.pid) in self._ended:  # its last words
             self._bench(actor)
         elif problem := self._problem(introduction, probe, token):

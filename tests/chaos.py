@@ -197,7 +197,7 @@ def rampage(model: str, data: str, kills: int, seed: int, folder: Path) -> Damag
         calm = folder / "undisturbed"
         with _driver([*command, "--out", str(calm)], log) as process:
             if process.wait(PATIENCE):
-                raise RuntimeError(f"the undisturbed run failed: {log.read_text()[-500:]}")
+                raise RuntimeError(f"the undisturbed run failed: {log.read_text()[-3000:]}")
         undisturbed = _rows(calm)
         with tqdm(total=kills, desc="kills") as bar:
             while damage.kills.total() < kills and not damage.problems:
@@ -228,7 +228,7 @@ def _disturb(
             while process.poll() is None:
                 time.sleep(chance.uniform(0.1, 1.5))
                 if time.monotonic() > deadline:
-                    damage.problems.append(f"a run did not end within {PATIENCE:g} s: {log.read_text()[-500:]}")
+                    damage.problems.append(f"a run did not end within {PATIENCE:g} s: {log.read_text()[-3000:]}")
                     return
                 if damage.kills.total() >= kills:  # the rest in peace
                     for _ in range(cluster.nodes, NODES):
@@ -254,7 +254,7 @@ def _disturb(
                 return
             damage.given_up += _failed(Path(command[-1]))
             if process.returncode not in (1, -signal.SIGKILL):
-                damage.problems.append(f"a driver ended with {process.returncode}: {log.read_text()[-500:]}")
+                damage.problems.append(f"a driver ended with {process.returncode}: {log.read_text()[-3000:]}")
                 return
 
 

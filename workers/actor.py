@@ -1,5 +1,6 @@
 """The search actor: holds the shared model, searches one shard at a time and writes its part."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -130,8 +131,9 @@ class SearchActor:
     """
 
     def __init__(self, threads: int, name: str) -> None:
-        if str(Path.cwd()) not in sys.path:
-            sys.path.append(str(Path.cwd()))
+        with contextlib.suppress(FileNotFoundError):  # a shipped working directory may have been cleared away
+            if (here := str(Path.cwd())) not in sys.path:
+                sys.path.append(here)
         import torch
 
         torch.set_num_threads(threads)

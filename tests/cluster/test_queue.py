@@ -46,7 +46,7 @@ class Poison(torch.nn.Module):
         return self.linear(x.flatten(1))
 
 class Foreign:
-    '''An attack that the first who reads it cannot read.'''
+    '''An attack that cannot be read while a file says so.'''
     PACKAGE = None
     def __reduce__(self):
         return _read, ()
@@ -54,7 +54,8 @@ class Foreign:
 def _read():
     foreign = pathlib.Path({foreign!r})
     if foreign.exists():
-        foreign.unlink()
+        if foreign.read_text() == "once":
+            foreign.unlink()
         raise ImportError("no such toolkit here")
     return Foreign()
 """
@@ -186,12 +187,12 @@ def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Pa
     assert len(events) == 8
 
 
-def test_without_any_worker_the_search_ends(session: Session, tmp_path: Path) -> None:
+def test_a_worker_that_is_gone_for_good_is_replaced(session: Session, tmp_path: Path) -> None:
     pool = SearchPool(session, Resources(workers=1))
     pool.start()
     ray.kill(pool.actors[0])
-    with pytest.raises(WrongInput, match="no worker is fit"):
-        Searched(pool, tmp_path, {0: 0})
+    assert Searched(pool, tmp_path, {0: 0}).done == [(0, None)]
+    pool.stop()
 
 
 def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_path: Path) -> None:
@@ -226,14 +227,13 @@ def test_workers_of_other_versions_are_left_out(
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".probe")]
 
 
-def test_a_worker_that_cannot_read_the_attack_is_left_out(
-    pool: SearchPool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("how_often", ["once", "always"])
+def test_workers_that_cannot_read_the_attack(pool: SearchPool, tmp_path: Path, how_often: str) -> None:
     from poison_model import Foreign  # type: ignore[import-not-found]
 
     said: list[str] = []
     pool.say = said.append
-    Path("foreign").touch()
+    Path("foreign").write_text(how_often)
     model, place = pool.share(read_model("poison_model:Poison")), Place.of(tmp_path)
     queue = Queue(
         pool,
@@ -241,14 +241,19 @@ def test_a_worker_that_cannot_read_the_attack_is_left_out(
         lambda work: shard_of(work, 0, tmp_path, model),
         lambda _: ROWS,
         model=model,
-        attacks=(Foreign(),),  # type: ignore[arg-type]
+        attacks=(Foreign(),),
         folder=place,
         timeout=60,
     )
-    events = [event for event in queue if event is not None]
-    assert [type(event) for event in events] == [Done] * 10
-    assert len(pool.actors) == 1
-    assert said == ["left out: a worker cannot make itself ready: ImportError: no such toolkit here"]
+    reason = "a worker could not make itself ready: ImportError: no such toolkit here"
+    if how_often == "once":
+        assert [type(event) for event in queue if event is not None] == [Done] * 10
+        assert said == [f"another is started: {reason}"]
+    else:
+        with pytest.raises(WrongInput, match=f"no worker is fit for this search: {reason}"):
+            list(queue)
+        assert len(said) == TRIES + 2
+    Path("foreign").unlink(missing_ok=True)
 
 
 def test_a_node_that_does_not_answer_is_not_waited_for(
