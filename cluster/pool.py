@@ -171,9 +171,14 @@ class SearchPool:
         return min(fitting)
 
     def stop(self) -> None:
-        """Ends the actors, whatever they are doing."""
+        """Ends the actors, whatever they are doing, and sees them end."""
+        import ray
+
+        last = [actor.device.remote() for actor in self.actors]  # answered, or refused, once they are gone
         for actor in list(self.actors):
             self.drop(actor)
+        if last:
+            ray.wait(last, num_returns=len(last), timeout=SETTLE_SECONDS)
 
     def _create(self, count: int) -> list[Any]:
         names = range(self._made, self._made + count)

@@ -3,7 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -254,7 +254,13 @@ class _Launch:
             plan = self._plan(resolved, pool, batch)
             self.folder.create(plan)
         self.compare(plan, device=pool.device)
-        self._search(plan, left or self._left(plan), pool, model)
+        try:
+            self._search(plan, left or self._left(plan), pool, model)
+        except StorageError:
+            pool.stop()  # those that make themselves ready would leave their probes
+            with suppress(StorageError):
+                self.folder.sweep()
+            raise
         self.folder.sweep(plan)
         return plan
 
