@@ -6,7 +6,8 @@ shards: a thousand shards with nothing to search (one image each, misclassified 
 and summaries; the driver's time is its processor time, Ray's threads in it included. Then what waiting for more calls
 than two adds to that. memory: the same with up to a
 million images through `brittle attack`, the driver's own memory looked at twenty times a second. workers: one search
-by a pool of one and of two workers by turns; the ratio is the median over rounds.
+by a pool of one and of two workers by turns, and by plain processes without Ray: what the machine's second processor
+gives; the ratios are medians over rounds.
 
 simulation: what a thousand workers would make of a hundred million images, from constants that the other parts
 measure. Each worker searches a shard for a time that varies (lognormal, σ = 0.3), then waits until the driver has
@@ -17,6 +18,7 @@ that is slower than the search, and Ray itself at that size, which no machine he
 import argparse
 import heapq
 import json
+import multiprocessing
 import os
 import platform
 import statistics
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -33,6 +36,7 @@ import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read wh
 # isort: split
 
 import numpy as np
+import torch
 
 from cluster.completion import Completion
 from cluster.pool import Resources, SearchPool
@@ -138,20 +142,45 @@ def time_waiting(count: int) -> float:
     return seconds
 
 
+SEARCH = IterativeFGSM(steps=100, step_size=1e-4)  # so small a step that no search ends early
+IMAGES, SHARD = 960, 32
+
+
 def compare_pools(session: Session, recipe: ModelRecipe, rounds: int) -> None:
-    """A search that does not end early, by one worker and by two."""
-    dataset, attack = load_data("mnist", "test"), IterativeFGSM(steps=100, step_size=1e-4)
-    ids, times = np.arange(640), {1: [], 2: []}  # type: ignore[var-annotated]
-    for _ in range(rounds):
-        for count in (1, 2):
-            pool = a_pool(session, count)
-            searched(pool, recipe, attack, dataset, ids[:16], 8)
-            times[count].append(searched(pool, recipe, attack, dataset, ids, 32)[0])
-            pool.stop()
-    ratios = [one / two for one, two in zip(times[1], times[2], strict=True)]
-    shown = ", ".join(f"{ratio:.2f}" for ratio in ratios)
-    one, two = (statistics.median(times[count]) for count in (1, 2))
-    print(f"\none worker {one:.1f} s, two {two:.1f} s: {statistics.median(ratios):.2f}× (rounds: {shown})")
+    """A search by one worker and by two; and by plain processes, for what the machine's second processor gives."""
+    dataset, ids = load_data("mnist", "test"), np.arange(IMAGES)
+    times: dict[str, list[float]] = {name: [] for name in ("queue 1", "queue 2", "plain 1", "plain 2")}
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as plain:
+        halves = [(recipe, ids[::2]), (recipe, ids[1::2])]
+        list(plain.map(_plain, *zip(*[(recipe, ids[:SHARD])] * 2, strict=True)))  # both are up, with the model built
+        for _ in range(rounds):
+            for count in (1, 2):
+                pool = a_pool(session, count)
+                searched(pool, recipe, SEARCH, dataset, ids[:16], 8)
+                times[f"queue {count}"].append(searched(pool, recipe, SEARCH, dataset, ids, SHARD)[0])
+                pool.stop()
+            for count, work in ((1, [(recipe, ids)]), (2, halves)):
+                started = time.perf_counter()
+                list(plain.map(_plain, *zip(*work, strict=True)))
+                times[f"plain {count}"].append(time.perf_counter() - started)
+    print()
+    for name in ("queue", "plain"):
+        one, two = times[f"{name} 1"], times[f"{name} 2"]
+        ratios = [first / second for first, second in zip(one, two, strict=True)]
+        shown = ", ".join(f"{first:.1f}/{second:.1f}" for first, second in zip(one, two, strict=True))
+        what = "the queue, one worker and two" if name == "queue" else "plain processes, one and two"
+        print(f"{what}: {statistics.median(ratios):.2f}× (seconds of each round: {shown})")
+
+
+def _plain(recipe: ModelRecipe, ids: np.ndarray) -> int:
+    """The same search in this process, without Ray; how many images it had."""
+    torch.set_num_threads(1)
+    dataset = load_data("mnist", "test")
+    model = recipe.build()
+    for start in range(0, len(ids), SHARD):
+        some = ids[start : start + SHARD]
+        SEARCH(model, dataset.images[some], dataset.labels[some], ids=some)
+    return len(ids)
 
 
 def measure_memory(model: str) -> None:
