@@ -76,7 +76,7 @@ class Completion:
             pool,
             self._work(),
             self._load,
-            self._count,
+            self._plan.images,
             model=model,
             attacks=self._attacks,
             folder=self._folder.parts,
@@ -89,7 +89,7 @@ class Completion:
                     self._whole[shard] = False
                 case Narrowed(shard):
                     self._whole[shard] = False
-                    self._rows[shard] = set(range(self._count(shard)))
+                    self._rows[shard] = set(range(self._plan.images(shard)))
                 case Done(Work(shard, int(row))):
                     self._end(shard, row)
                 case Lost(Work(shard, int(row)), reason):
@@ -104,10 +104,6 @@ class Completion:
             if self._whole[shard]:
                 yield Work(shard)
 
-    def _count(self, shard: int) -> int:
-        span = self._plan.span(shard)
-        return span.stop - span.start
-
     def _span(self, work: Work) -> slice:
         span = self._plan.span(work.shard)
         return span if work.row is None else slice(span.start + work.row, span.start + work.row + 1)
@@ -118,9 +114,8 @@ class Completion:
         if work.row is None:
             part, by_products = self._folder.part(work.shard), self._folder.by_products(work.shard)
         else:
-            part, by_products = (
-                place(work.shard, work.row) for place in (self._singles.part, self._singles.by_products)
-            )
+            shard, row = work.shard, work.row
+            part, by_products = self._singles.part(shard, row), self._singles.by_products(shard, row)
         return Shard(
             title=str(work),
             model=self._model,

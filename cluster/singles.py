@@ -2,14 +2,12 @@
 
 from typing import Any, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.store import Plan, RunFolder
+from cluster.store import Plan, RunFolder, failed_rows
 from workers.places import Place
-from workers.results import Status, write_part
+from workers.results import write_part
 
 __all__ = ["Singles"]
 
@@ -51,7 +49,7 @@ class Singles:
 
     def failed(self, shard: int, staged: set[int]) -> set[int]:
         """Those of a shard's rows here that have status ``failed`` at any budget."""
-        return {row for row in staged if str(Status.FAILED) in self._read(self.part(shard, row))["status"].to_pylist()}
+        return {row for row in staged if failed_rows(self._read(self.part(shard, row)), images=1)}
 
     def missing(self, shard: int, staged: set[int]) -> set[int]:
         """The rows of a shard that neither its part nor a file here has an end for.
@@ -60,11 +58,8 @@ class Singles:
             shard: its number.
             staged: its rows that are here, and are to stay as they are.
         """
-        images, base = self._images(shard), self._before.of(shard)
-        if base is None:
-            return set(range(images)) - staged
-        failed = pc.equal(base["status"].cast(pa.string()), str(Status.FAILED)).to_numpy()
-        return set((np.flatnonzero(failed) % images).tolist()) - staged
+        images, base = self._plan.images(shard), self._before.of(shard)
+        return (set(range(images)) if base is None else failed_rows(base, images)) - staged
 
     def assemble(self, shard: int, staged: set[int]) -> None:
         """Writes a shard's part, once nothing is missing.
@@ -73,7 +68,7 @@ class Singles:
             shard: its number.
             staged: its rows that are here.
         """
-        images, rows = self._images(shard), sorted(staged)
+        images, rows = self._plan.images(shard), sorted(staged)
         singles = {row: self._read(self.part(shard, row)) for row in rows}
         base = self._before.of(shard) if len(rows) < images else None
         order = [  # what is not staged stands in the part
@@ -95,10 +90,6 @@ class Singles:
             again = {key for table in singles for key in _keys(table)}
             tables.insert(0, before.filter(pa.array([key not in again for key in _keys(before)])))
         write_part(pa.concat_tables(tables), self._folder.by_products(shard))
-
-    def _images(self, shard: int) -> int:
-        span = self._plan.span(shard)
-        return span.stop - span.start
 
     @staticmethod
     def _read(place: Place) -> pa.Table:

@@ -31,7 +31,7 @@ from workers.files import exclusive, held, require_place
 from workers.places import Place
 from workers.results import Status, write_part
 
-__all__ = ["Plan", "RunFolder"]
+__all__ = ["Plan", "RunFolder", "failed_rows"]
 
 _PLAN = pa.schema([pa.field("image_id", pa.int64()), pa.field("target", pa.int32())])
 _BEGUN = re.compile(r"parts|plan\.parquet|\.lock|\.lease-\d{6,}|\.(plan\.parquet|run\.json)\.[0-9a-f]{12}\.tmp")
@@ -70,9 +70,14 @@ class Plan:
         """The number of shards."""
         return -(-len(self.ids) // self.shard_size)
 
+    def images(self, shard: int) -> int:
+        """The images (and targets) of a shard."""
+        span = self.span(shard)
+        return span.stop - span.start
+
     def part_rows(self, shard: int) -> int:
         """The rows of a shard's part."""
-        return len(self.ids[self.span(shard)]) * len(self.params_hashes)
+        return self.images(shard) * len(self.params_hashes)
 
     def span(self, shard: int) -> slice:
         """Where a shard's images are in the plan."""
@@ -278,11 +283,11 @@ class RunFolder:
         """The rows with status ``failed`` at any budget, by the shard that they are in."""
         found: dict[int, set[int]] = {}
         for shards, table in self._held(plan, ("status",)):
-            failed, start = pc.equal(table["status"].cast(pa.string()), str(Status.FAILED)).to_numpy(), 0
+            start = 0
             for shard in shards:
                 count = plan.part_rows(shard)
-                if len(rows := np.flatnonzero(failed[start : start + count])):
-                    found[shard] = set((rows % (count // len(plan.params_hashes))).tolist())
+                if rows := failed_rows(table.slice(start, count), plan.images(shard)):
+                    found[shard] = rows
                 start += count
         return found
 
@@ -424,13 +429,24 @@ class RunFolder:
 _KEYS = ("image_id", "target")
 
 
+def failed_rows(part: pa.Table, images: int) -> set[int]:
+    """The rows of a shard with status ``failed`` at any budget.
+
+    Args:
+        part: the shard's rows, a budget after the other.
+        images: how many it has at each.
+    """
+    failed = pc.equal(part["status"].cast(pa.string()), str(Status.FAILED)).to_numpy()
+    return set((np.flatnonzero(failed) % images).tolist())
+
+
 def _holds(plan: Plan, file: PartFile, table: pa.Table) -> bool:
     """Whether a table has exactly the keys of a file's shards, in order."""
     budgets = len(plan.params_hashes)
     if file.last >= plan.shards or not set(_KEYS) <= set(table.column_names):
         return False
     spans = [plan.span(shard) for shard in file.shards]
-    if len(table) != budgets * sum(span.stop - span.start for span in spans):
+    if len(table) != sum(map(plan.part_rows, file.shards)):
         return False
     rows = np.concatenate([np.tile(np.arange(span.start, span.stop), budgets) for span in spans])
     if not np.array_equal(table["image_id"].to_numpy(), plan.ids[rows]):
