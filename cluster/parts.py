@@ -196,7 +196,7 @@ def compact(
     *,
     target_bytes: int = TARGET_BYTES,
     on_files: Callable[[int], None] = lambda count: None,
-) -> None:
+) -> int:
     """Merges files of neighbouring shards; a folder that is settled stays so.
 
     A merged file is whole when it appears, and only then those that it was made of are removed. Killed in
@@ -208,7 +208,11 @@ def compact(
         confirm: called before anything is changed; raises when the folder belongs to another.
         target_bytes: a merged file has about so many, uncompressed.
         on_files: called with the number of files just dealt with.
+
+    Returns:
+        How many files are left of the usable ones.
     """
+    left = 0
     for group in _neighbours(usable, target_bytes):
         if len(group) > 1:
             rows: dict[int, pa.Table] = {}
@@ -221,6 +225,8 @@ def compact(
                 confirm()
                 file.place.remove()
         on_files(len(group))
+        left += 1
+    return left
 
 
 def _neighbours(files: Sequence[PartFile], target_bytes: int) -> Iterator[list[PartFile]]:

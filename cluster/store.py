@@ -297,24 +297,35 @@ class RunFolder:
         return [file.place.name for file in part_files(self.parts) if not whole.issuperset(file.shards)]
 
     def tables(self, plan: Plan, columns: Sequence[str] | None = None) -> list[pa.Table]:
-        """For each budget the rows of the shards that are done, in the order of the plan.
+        """The tables of `read`.
+
+        Raises:
+            WrongInput: when no shard is done.
+        """
+        done, tables = self.read(plan, columns)
+        if not done:
+            raise WrongInput(f"{self.place}: has no results yet")
+        return tables
+
+    def read(self, plan: Plan, columns: Sequence[str] | None = None) -> tuple[list[int], list[pa.Table]]:
+        """The shards that are done and, for each budget, their rows in the order of the plan; each part is read once.
 
         Args:
             plan: the run's.
             columns: what to read of each row; all when None, which takes the images along.
 
-        Raises:
-            WrongInput: when none is done.
+        Returns:
+            No tables when no shard is done.
         """
         collected = [_Rows() for _ in plan.params_hashes]
-        shards: list[int] = []
-        for first, tables in self._pieces(plan, columns):
-            shards.append(first)
+        firsts: list[int] = []
+        done: list[int] = []
+        for shards, tables in self._pieces(plan, columns):
+            firsts.append(shards[0])
+            done += shards
             for rows, table in zip(collected, tables, strict=True):
                 rows.add(table, small=columns is not None)
-        if not shards:
-            raise WrongInput(f"{self.place}: has no results yet")
-        return [rows.in_order(shards) for rows in collected]
+        return sorted(done), [rows.in_order(firsts) for rows in collected] if done else []
 
     def batches(self, plan: Plan, rows: int) -> Iterator[list[pa.Table]]:
         """The rows that are done for each budget, a number of them at once: for runs larger than memory.
@@ -335,8 +346,8 @@ class RunFolder:
         if waiting:
             yield [pa.concat_tables(budget) for budget in zip(*waiting, strict=True)]
 
-    def _pieces(self, plan: Plan, columns: Sequence[str] | None) -> Iterator[tuple[int, list[pa.Table]]]:
-        """The first of some shards that follow each other, and their rows for each budget; part by part."""
+    def _pieces(self, plan: Plan, columns: Sequence[str] | None) -> Iterator[tuple[list[int], list[pa.Table]]]:
+        """Shards that follow each other, and their rows for each budget; part by part."""
         budgets = len(plan.params_hashes)
         for shards, rows in self._held(plan, columns):
             start = 0
@@ -344,9 +355,9 @@ class RunFolder:
                 counts = [plan.part_rows(shard) for shard in run]
                 part = rows.slice(start, sum(counts))
                 start += len(part)
-                yield run[0], [part] if budgets == 1 else _by_budget(part, counts, budgets)
+                yield run, [part] if budgets == 1 else _by_budget(part, counts, budgets)
 
-    def compact(self, plan: Plan, on_files: Callable[[int], None], *, target_bytes: int = TARGET_BYTES) -> None:
+    def compact(self, plan: Plan, on_files: Callable[[int], None], *, target_bytes: int = TARGET_BYTES) -> int:
         """Merges small parts into large ones; only for the holder of the lock, after `sweep`.
 
         Readers see each row once meanwhile, and after a kill at any moment.
@@ -356,11 +367,16 @@ class RunFolder:
             on_files: called with the number of files just dealt with; `compactable` says how many there are.
             target_bytes: of a merged file, uncompressed.
 
+        Returns:
+            How many files there are then.
+
         Raises:
             StorageError: when the folder cannot be written to, or another driver has taken it over.
         """
-        for folder, files in self._usable(plan):
+        return sum(
             compact(folder, files, self._confirm, target_bytes=target_bytes, on_files=on_files)
+            for folder, files in self._usable(plan)
+        )
 
     def compactable(self, plan: Plan) -> int:
         """The number of files that `compact` goes through."""

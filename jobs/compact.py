@@ -40,8 +40,7 @@ def compact(run: str) -> int:
         if not count:
             raise WrongInput(f"{run}: has no results yet")
         with progress(count, "merging", "files") as bar:
-            folder.compact(plan, bar.advance)
-        left = folder.compactable(plan)
+            left = folder.compact(plan, bar.advance)
     print(f"{run}: {count} files are now {left}")
     return 0
 

@@ -389,9 +389,10 @@ class _Evaluation:
         plan = folder.plan()
         if plan.params_hashes != (stage.attack.params_hash,) or not np.isin(plan.ids, self.ids).all():
             raise WrongInput(f"--out {folder.place}: that run is not of this evaluation; name another folder")
-        if not folder.done(plan):
+        done, tables = folder.read(plan, COLUMNS)
+        if not done:
             return False
-        (table,) = folder.tables(plan, COLUMNS)
+        (table,) = tables
         if len(table) == plan.rows:
             self.complete.add(stage.name)
         if stage.name in self.rows and self.rows[stage.name].rows.equals(table):

@@ -183,12 +183,13 @@ def launch(
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("interrupted before the search began") from None
             raise
-    if watch is not None and not folder.done(plan):
-        return []
     from analysis.summary import SUMMARISED, summarise
 
-    summaries = []
-    for attack, table in zip(attacks, folder.tables(plan, SUMMARISED), strict=True):
+    tables = folder.tables(plan, SUMMARISED) if watch is None else folder.read(plan, SUMMARISED)[1]
+    summaries: list[Summary] = []
+    if not tables:
+        return summaries
+    for attack, table in zip(attacks, tables, strict=True):
         summary = summarise(table)
         if watch is None:
             print(sentence(attack, selection.target, summary))

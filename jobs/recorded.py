@@ -1,6 +1,5 @@
 """A run that is already on disk, with what it names loaded again."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,13 +39,13 @@ class RecordedRun:
             raise WrongInput(f"{self.folder.place}: made by an attack that is not here: {error}") from None
         return kind.at_each_budget(self.plan.frozen["parameters"])
 
-    def tables(self, columns: Sequence[str] | None = None) -> "list[tuple[Attack, pa.Table]]":
-        """The rows that are done, for each budget; all of their columns, images included, when None.
+    def tables(self) -> "list[tuple[Attack, pa.Table]]":
+        """The rows that are done, for each budget, images included.
 
         Raises:
             WrongInput: when there are none.
         """
-        return list(zip(self.attacks, self.folder.tables(self.plan, columns), strict=True))
+        return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
 
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.

@@ -29,20 +29,19 @@ def status(run: str) -> int:
     """
     recorded = open_run(Place.of(run))
     plan, folder = recorded.plan, recorded.folder
-    done = folder.done(plan)
+    from analysis.summary import SUMMARISED, summarise
+
+    done, tables = folder.read(plan, SUMMARISED)
     rows = sum(plan.part_rows(shard) for shard in done)
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
     print(f"{run}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
     for name in folder.damaged(done):
         print(f"{name} is damaged, or another run's; the run's next start searches again what it should hold")
-    if done:
-        from analysis.summary import SUMMARISED, summarise
-
-        for attack, table in recorded.tables(SUMMARISED):
-            summary = summarise(table)
-            print(sentence(attack, plan.frozen["target"], summary))
-            if summary.first_error:
-                print(f"the first failure: {summary.first_error}")
+    for attack, table in zip(recorded.attacks, tables, strict=True) if done else ():
+        summary = summarise(table)
+        print(sentence(attack, plan.frozen["target"], summary))
+        if summary.first_error:
+            print(f"the first failure: {summary.first_error}")
     return 0
 
 
