@@ -2,12 +2,14 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from workers.attacks.attack import Attack
+from workers.attacks.norm_ball import Ball
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from workers.results import Distances
     from workers.search import Batch
 
@@ -30,17 +32,17 @@ class FGSM(Attack):
     epsilon: float = Field(0.01, ge=1 / 255, le=1, description="ε, the L∞ size of the step on pixels in [0, 1].")
 
     @property
-    def levels(self) -> int:
-        """⌊255ε⌋."""
-        return int(255 * self.epsilon + 1e-9)  # 255 · (k / 255) may fall just short of k
+    def ball(self) -> Ball:
+        """What the step stays within."""
+        return Ball("linf", self.epsilon)
 
     def within(self, moved: "Distances", features: int) -> "np.ndarray":
-        return np.rint(moved.linf * 255) <= self.levels
+        return self.ball.within(moved)
 
     def _search(self, batch: "Batch") -> None:
         import torch
 
-        moved = batch.images.to(torch.int16) + self.levels * batch.clean_gradient().sign().to(torch.int16)
+        moved = batch.images.to(torch.int16) + self.ball.limit * batch.clean_gradient().sign().to(torch.int16)
         batch.adversarial = moved.clamp(0, 255).to(torch.uint8)
         batch.generations += 1
 

@@ -45,7 +45,7 @@ class Ball:
         """The most that the largest level change, their squares' sum (L2) or their sum (L1) may be."""
         if self.norm == "l2":
             return int((255 * self.epsilon) ** 2 + 1e-6)  # (255 · 0.2)² may fall just short of 2601
-        return int(255 * self.epsilon + 1e-9)
+        return int(255 * self.epsilon + 1e-9)  # 255 · (k / 255) may fall just short of k
 
     def within(self, moved: "Distances") -> "np.ndarray":
         """bool ``[n]``: whether images that moved so far are in the ball."""
