@@ -1,6 +1,7 @@
 """What is left of a run, searched to its end: every row of the plan comes to stand in one part."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -75,14 +76,13 @@ class Completion:
         queue = Queue(
             pool,
             self._work(),
-            self._load,
+            partial(self._load, model),
             self._plan.images,
             model=model,
             attacks=self._attacks,
             folder=self._folder.parts,
             timeout=timeout,
         )
-        self._model = model
         for event in queue:
             match event:
                 case Done(Work(shard, None)):
@@ -108,7 +108,7 @@ class Completion:
         span = self._plan.span(work.shard)
         return span if work.row is None else slice(span.start + work.row, span.start + work.row + 1)
 
-    def _load(self, work: Work) -> Shard:
+    def _load(self, model: SharedModel, work: Work) -> Shard:
         plan, span = self._plan, self._span(work)
         ids = plan.ids[span]
         if work.row is None:
@@ -118,7 +118,7 @@ class Completion:
             part, by_products = self._singles.part(shard, row), self._singles.by_products(shard, row)
         return Shard(
             title=str(work),
-            model=self._model,
+            model=model,
             attacks=self._attacks,
             seed=plan.frozen["seed"],
             ids=ids,

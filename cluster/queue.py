@@ -146,11 +146,6 @@ class Queue:
         self._unfit: list[str] = []
         self._versions = versions(*self._packages)
 
-    @property
-    def at_work(self) -> int:
-        """How many actors are searching."""
-        return len(self._flights)
-
     def __iter__(self) -> Iterator[Done | Narrowed | Lost | None]:
         import ray
 

@@ -489,14 +489,12 @@ class _Evaluation:
             print(reason)
         if known.failed:
             say("the same command with --retry-failed searches again what failed")
-        for name, reason in self.not_run.items():
-            print(f"{name}: {reason}")
-        if self.question.require is not None:
-            print(f"verdict: {judgement.verdict}")
+        left = [f"{name}: {reason}" for name, reason in self.not_run.items()]
+        asked = [] if self.question.require is None else [f"verdict: {judgement.verdict}"]
+        for line in [*left, *asked]:
+            print(line)
         print(f"verdict in {out / 'verdict.json'}, images in {out / 'images.parquet'}")
         if self.rows:
-            asked = [] if self.question.require is None else [f"verdict: {judgement.verdict}"]
-            left = [f"{name}: {reason}" for name, reason in self.not_run.items()]
             title = f"{len(self.ids)} images within {self.threat}: robust accuracy at most {known.at_most}"
             self._write_page(
                 [title, *asked, f"clean accuracy of these images {known.clean}", *judgement.reasons, *left]
