@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import workers
 from cluster.session import Session
 from workers.actor import SharedModel
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 
 if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
@@ -100,7 +100,7 @@ class SearchPool:
                     device = ray.get(reference)
                 except ray.exceptions.RayError as error:
                     self.drop(actor)
-                    reason = " ".join(str(error).split())[:500]
+                    reason = in_one_line(error)[:500]
                     if not self.actors:
                         raise RuntimeError(f"a worker could not be started: {reason}") from None
                     self.say(f"a worker could not be started: {reason}")
@@ -165,7 +165,7 @@ class SearchPool:
                 try:
                     fitting.append(ray.get(reference))
                 except ray.exceptions.RayError as error:
-                    problem = " ".join(str(error).split())[:500]
+                    problem = in_one_line(error)[:500]
         if not fitting:
             raise RuntimeError(f"no worker can try the model: {problem}")
         return min(fitting)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cluster.pool import SearchPool
 from workers.actor import Introduction, Shard, ShardSummary, SharedModel, WorkerBroken
 from workers.attacks.attack import Attack
-from workers.errors import StorageError, WrongInput
+from workers.errors import StorageError, WrongInput, in_one_line
 from workers.places import Place
 from workers.versions import versions
 
@@ -225,7 +225,7 @@ class Queue:
             elif not unwritten:
                 self._misses[actor] += 1
         except ray.exceptions.RayError as error:  # a lost object, say: the call is over, the actor may be too
-            reason = " ".join(str(error).split())[:500]
+            reason = in_one_line(error)[:500]
         else:
             if overdue:  # it answered while it was being killed
                 self._bench(actor)

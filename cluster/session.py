@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import workers
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 
 __all__ = ["Session", "open_session", "require_lasting", "stage_code"]
 
@@ -114,7 +114,7 @@ def _join(address: str, options: dict[str, object]) -> None:
     from ray._private import services
 
     def refuse(reason: object) -> WrongInput:
-        return WrongInput(f"--address {address}: {' '.join(str(reason).split())[:300]}")
+        return WrongInput(f"--address {address}: {in_one_line(reason)[:300]}")
 
     if address.startswith("ray://"):
         raise refuse(

@@ -14,7 +14,7 @@ from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 from workers.places import Place
 from workers.results import Status
 
@@ -159,7 +159,7 @@ def _tokens(path: Path, flags: list[str]) -> list[str]:
     except OSError as error:
         raise WrongInput(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WrongInput(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise WrongInput(f"{path}: not YAML: {in_one_line(error)}") from None
     if not isinstance(content, dict) or not isinstance(content.get("attack"), str):
         raise WrongInput(f"{path}: expected 'attack: NAME' and that attack's flags")
     attack = content.pop("attack")

@@ -24,7 +24,7 @@ from jobs.report import write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.threat import Stage, Threat, fitting
 from workers.actor import ShardSummary
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 from workers.files import exclusive, require_place, write_whole
 from workers.places import Place
 from workers.results import write_part
@@ -509,7 +509,7 @@ class _Evaluation:
         except WrongInput:
             raise
         except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything
-            say(f"no page: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+            say(f"no page: {type(error).__name__}: {in_one_line(error)[:300]}")
         else:
             print(f"page in {self.folder.page}")
 

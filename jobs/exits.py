@@ -5,7 +5,7 @@ from enum import IntEnum
 from cyclopts import CycloptsError, UnknownOptionError
 from pydantic import ValidationError
 
-from workers.errors import first_problem
+from workers.errors import first_problem, in_one_line
 
 __all__ = ["PARAMETERS", "Exit", "Interrupted", "one_line"]
 
@@ -31,7 +31,7 @@ def one_line(error: BaseException) -> str:
     problem = error.__cause__ if isinstance(error, CycloptsError) else error
     if isinstance(problem, ValidationError):
         return first_problem(problem)
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = in_one_line(error)
     if isinstance(error, UnknownOptionError):
         own = [a.name for a in error.argument_collection if a.name != "*" and PARAMETERS in _groups(a.parameter.group)]
         said += f" The attack takes {', '.join(own)}." if own else ""

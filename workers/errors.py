@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-__all__ = ["StorageError", "WrongInput", "first_problem"]
+__all__ = ["StorageError", "WrongInput", "first_problem", "in_one_line"]
 
 
 class WrongInput(ValueError):
@@ -17,6 +17,11 @@ class StorageError(OSError):
 
     Neither the search nor its input is at fault: a full disk, a bucket whose access was withdrawn.
     """
+
+
+def in_one_line(error: object) -> str:
+    """What an error says, without its line breaks; the name of its kind when it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def first_problem(error: ValidationError) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workers.errors import StorageError, WrongInput
+from workers.errors import StorageError, WrongInput, in_one_line
 from workers.files import write_whole
 
 __all__ = ["Place"]
@@ -54,7 +54,7 @@ class Place:
         try:
             _ = place._filesystem
         except ImportError as error:
-            how = _EXTRAS.get(protocol, " ".join(str(error).split()))
+            how = _EXTRAS.get(protocol, in_one_line(error))
             raise WrongInput(f"{text}: the library that reaches {protocol}:// is not installed: {how}") from None
         except Exception as error:  # each filesystem refuses in its own way
             raise WrongInput(f"{text}: cannot be reached: {_reason(error)}") from None
@@ -239,5 +239,4 @@ class Place:
 
 def _reason(error: BaseException) -> str:
     """What an error says, in one line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(str(said).split()) or type(error).__name__
+    return in_one_line(error.strerror if isinstance(error, OSError) and error.strerror else error)

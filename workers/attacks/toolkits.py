@@ -24,7 +24,7 @@ from pydantic import Field, create_model
 
 from workers.attacks.attack import Attack
 from workers.attacks.norm_ball import Ball
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -105,7 +105,7 @@ class ToolkitAttack(Attack):
         except _AskedError:
             return
         except Exception as error:  # whatever a toolkit raises for what it cannot do
-            said = " ".join(str(error).split()) or type(error).__name__
+            said = in_one_line(error)
             if "criterion" in said or "argeted mode" in said:
                 raise WrongInput(
                     f"--target: {self.NAME} cannot be targeted"
