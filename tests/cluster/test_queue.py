@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from workers.models.loading import read_model
 from workers.places import Place
 
 ROWS = 3
+ATTACKS = (FGSM(),)
 KILLS, ONCE, HANGS, STARVES = 200, 100, 201, 202
 """What the model does when it sees this level in an image's corner."""
 
@@ -94,7 +96,7 @@ def shard_of(work: Work, corner: int, folder: Path, model: SharedModel) -> Shard
     return Shard(
         title=str(work),
         model=model,
-        attacks=(FGSM(),),
+        attacks=ATTACKS,
         seed=0,
         ids=np.arange(ROWS)[rows],
         images=images[rows],
@@ -108,27 +110,39 @@ def shard_of(work: Work, corner: int, folder: Path, model: SharedModel) -> Shard
     )
 
 
+def a_queue(
+    pool: SearchPool,
+    folder: Path,
+    shards: Iterable[int],
+    load: Callable[[Work, SharedModel], Shard],
+    attacks: Any = ATTACKS,
+    timeout: float = 60,
+) -> Queue:
+    """A queue of shards of three images each, for the model that may be poisoned."""
+    model = pool.share(read_model("poison_model:Poison"))
+    return Queue(
+        pool,
+        map(Work, shards),
+        lambda work: load(work, model),
+        lambda _: ROWS,
+        model=model,
+        attacks=attacks,
+        folder=Place.of(folder),
+        timeout=timeout,
+    )
+
+
 class Searched:
     """A queue of shards run to its end: what happened, and what was handed out."""
 
     def __init__(self, pool: SearchPool, folder: Path, corners: dict[int, int], timeout: float = 60) -> None:
-        model = pool.share(read_model("poison_model:Poison"))
         self.loads: list[Work] = []
 
-        def load(work: Work) -> Shard:
+        def load(work: Work, model: SharedModel) -> Shard:
             self.loads.append(work)
             return shard_of(work, corners[work.shard], folder, model)
 
-        queue = Queue(
-            pool,
-            map(Work, corners),
-            load,
-            lambda _: ROWS,
-            model=model,
-            attacks=(FGSM(),),
-            folder=Place.of(folder),
-            timeout=timeout,
-        )
+        queue = a_queue(pool, folder, corners, load, timeout=timeout)
         events = [event for event in queue if event is not None]
         self.done = sorted(
             ((*event.work,) for event in events if isinstance(event, Done)), key=lambda w: (w[0], w[1] or 0)
@@ -163,25 +177,15 @@ def test_hanging_and_starving_searches_end(pool: SearchPool, tmp_path: Path) -> 
 
 def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Path) -> None:
     pids = ray.get([actor.__ray_call__.remote(lambda self: os.getpid()) for actor in pool.actors])
-    model = pool.share(read_model("poison_model:Poison"))
     killed = []
 
-    def load(work: Work) -> Shard:
+    def load(work: Work, model: SharedModel) -> Shard:
         if work.shard == 3 and not killed:
             killed.append(pids[0])
             os.kill(pids[0], signal.SIGKILL)
         return shard_of(work, 0, tmp_path, model)
 
-    queue = Queue(
-        pool,
-        map(Work, range(8)),
-        load,
-        lambda _: ROWS,
-        model=model,
-        attacks=(FGSM(),),
-        folder=Place.of(tmp_path),
-        timeout=60,
-    )
+    queue = a_queue(pool, tmp_path, range(8), load)
     events = [event for event in queue if event is not None]
     assert sorted(event.work.shard for event in events if isinstance(event, Done)) == list(range(8))
     assert len(events) == 8
@@ -196,23 +200,13 @@ def test_a_worker_that_is_gone_for_good_is_replaced(session: Session, tmp_path: 
 
 
 def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_path: Path) -> None:
-    model = pool.share(read_model("poison_model:Poison"))
     loads: list[Work] = []
 
-    def load(work: Work) -> Shard:
+    def load(work: Work, model: SharedModel) -> Shard:
         loads.append(work)
         return shard_of(work, 0, tmp_path / "absent" / "deeper", model)
 
-    queue = Queue(
-        pool,
-        map(Work, range(100)),
-        load,
-        lambda _: ROWS,
-        model=model,
-        attacks=(FGSM(),),
-        folder=Place.of(tmp_path),
-        timeout=60,
-    )
+    queue = a_queue(pool, tmp_path, range(100), load)
     with pytest.raises(OSError, match=r"shard \d cannot be written: .*No such file"):
         list(queue)
     assert len(set(loads)) < 10  # it does not search a hundred shards for nothing
@@ -234,16 +228,8 @@ def test_workers_that_cannot_read_the_attack(pool: SearchPool, tmp_path: Path, h
     said: list[str] = []
     pool.say = said.append
     Path("foreign").write_text(how_often)
-    model, place = pool.share(read_model("poison_model:Poison")), Place.of(tmp_path)
-    queue = Queue(
-        pool,
-        map(Work, range(10)),
-        lambda work: shard_of(work, 0, tmp_path, model),
-        lambda _: ROWS,
-        model=model,
-        attacks=(Foreign(),),
-        folder=place,
-        timeout=60,
+    queue = a_queue(
+        pool, tmp_path, range(10), lambda work, model: shard_of(work, 0, tmp_path, model), attacks=(Foreign(),)
     )
     reason = "a worker could not make itself ready: ImportError: no such toolkit here"
     if how_often == "once":
