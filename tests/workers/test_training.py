@@ -26,7 +26,7 @@ def test_learns_and_writes_a_model_folder(tmp_path: Path) -> None:
     assert int(confusion.sum()) == 360
     assert float(confusion.trace() / 360) == pytest.approx(epochs[-1].accuracy)
     names = sorted(path.name for path in (tmp_path / "m").iterdir())
-    assert names == ["epoch-006.adam", "epoch-006.safetensors", "model.json"]
+    assert names == ["epoch-006.optimizer", "epoch-006.safetensors", "model.json"]
     assert read_model(str(tmp_path / "m")).architecture["height"] == 8
 
 
@@ -45,7 +45,7 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     resumed = run(tmp_path / "b", 4)
     assert resumed == straight
     assert (tmp_path / "a/epoch-004.safetensors").read_bytes() == (tmp_path / "b/epoch-004.safetensors").read_bytes()
-    assert (tmp_path / "a/epoch-004.adam").read_bytes() == (tmp_path / "b/epoch-004.adam").read_bytes()
+    assert (tmp_path / "a/epoch-004.optimizer").read_bytes() == (tmp_path / "b/epoch-004.optimizer").read_bytes()
 
 
 def test_what_is_trained_is_reused(tmp_path: Path) -> None:
@@ -58,10 +58,10 @@ def test_what_is_trained_is_reused(tmp_path: Path) -> None:
 
 
 def test_a_kill_before_the_first_checkpoint_does_not_block(tmp_path: Path) -> None:
-    for name in ("epoch-001.safetensors", ".epoch-001.adam.77.tmp", ".model.json.77.tmp"):
+    for name in ("epoch-001.safetensors", ".epoch-001.optimizer.77.tmp", ".model.json.77.tmp"):
         (tmp_path / name).write_bytes(b"half")
     assert len(run(tmp_path, 1)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-001.adam", "epoch-001.safetensors", "model.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-001.optimizer", "epoch-001.safetensors", "model.json"]
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_another_training_is_refused(tmp_path: Path) -> None:
     run(tmp_path, 1)
     with pytest.raises(WrongInput, match="trained with seed 1, not 2"):
         run(tmp_path, 1, seed=2)
-    (tmp_path / "epoch-001.adam").write_bytes(b"broken")
+    (tmp_path / "epoch-001.optimizer").write_bytes(b"broken")
     with pytest.raises(WrongInput, match="checkpoint cannot be read"):
         run(tmp_path, 2)
     (tmp_path / "model.json").write_text("{")

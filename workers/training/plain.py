@@ -1,7 +1,5 @@
 """Plain training: cross-entropy, Adam, and a checkpoint after every epoch that training resumes from."""
 
-import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from sklearn.metrics import confusion_matrix
 from torch import Tensor, nn
 
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
-from workers.files import exclusive, require_place, write_whole
+from workers.files import exclusive
 from workers.images import Dataset
 from workers.models.cnn import CNN
+from workers.training.checkpoints import restore, same_training, save
 
 __all__ = ["Epoch", "Recipe", "train"]
 
@@ -86,7 +84,7 @@ def train(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_
         "data": {"name": training.name, "training_images": len(training), "test_images": len(test)},
         "epochs": [],
     }
-    card = _same_training(folder, card)
+    card = same_training(folder, card)
     epochs = card["epochs"]
     if len(epochs) > recipe.epochs:
         raise WrongInput(f"--epochs: {folder} has {len(epochs)} epochs already, got {recipe.epochs}")
@@ -95,7 +93,7 @@ def train(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_
         return
 
     with exclusive(folder):
-        yield from _remaining(training, test, recipe, folder, _same_training(folder, card), on_batch)
+        yield from _remaining(training, test, recipe, folder, same_training(folder, card), on_batch)
 
 
 def _remaining(
@@ -110,14 +108,14 @@ def _remaining(
         model = CNN(**sizes)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
     if epochs:
-        _restore(folder, card["weights"], model, optimizer)
+        restore(folder, card["weights"], model, [optimizer])
     images, labels = torch.tensor(training.images), torch.tensor(training.labels)
     for number in range(len(epochs) + 1, recipe.epochs + 1):
         generator.manual_seed(recipe.seed * 1_000_003 + number)
         loss = _one_epoch(model, optimizer, images, labels, recipe, generator, partial(on_batch, number))
         epoch = _measure(model, test, number, loss)
         epochs.append(asdict(epoch))
-        _save(folder, card, model, optimizer)
+        save(folder, card, model, [optimizer])
         yield epoch
 
 
@@ -147,56 +145,3 @@ def _measure(model: nn.Module, test: Dataset, number: int, loss: float) -> Epoch
     logits = DenseEvaluator(model.eval()).logits(torch.tensor(test.images))
     table = confusion_matrix(test.labels, logits.argmax(dim=1).numpy(), labels=range(logits.shape[1]))
     return Epoch(number, loss, float(table.trace() / table.sum()), table.tolist())
-
-
-def _same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """The folder's own card when it holds epochs of this training, else the given one."""
-    path = folder / "model.json"
-    if folder.exists() and not folder.is_dir():
-        raise WrongInput(f"--out {folder}: exists and is not a folder")
-    if not path.exists():
-        leftovers = ("epoch-", ".epoch-", ".model.json.", ".lock")  # of a kill before the first checkpoint was whole
-        if folder.exists() and not all(entry.name.startswith(leftovers) for entry in folder.iterdir()):
-            raise WrongInput(f"--out {folder}: exists and is not a model folder")
-        require_place(folder)
-        return card
-    try:
-        found = json.loads(path.read_text())
-        for field, want in {**card["training"], "architecture": card["architecture"]}.items():
-            have = found["architecture"] if field == "architecture" else found["training"][field]
-            if have != want:
-                raise WrongInput(f"--out {folder}: was trained with {field} {have}, not {want}; name another folder")
-        return dict(found)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, WrongInput):
-            raise
-        raise WrongInput(f"--out {folder}: model.json is not a training's description") from None
-
-
-def _save(folder: Path, card: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    stem = f"epoch-{len(card['epochs']):03d}"
-    names = dict(model.named_parameters())
-    moments = {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in names.items()
-        for key, value in optimizer.state[parameter].items()
-    }
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    write_whole(folder / f"{stem}.safetensors", safetensors.torch.save(weights))
-    write_whole(folder / f"{stem}.adam", safetensors.torch.save(moments))
-    card["weights"] = f"{stem}.safetensors"
-    write_whole(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())
-    for old in [*folder.glob("epoch-*"), *folder.glob(".*.tmp")]:
-        if old.stem != stem:
-            with contextlib.suppress(OSError):
-                old.unlink()
-
-
-def _restore(folder: Path, weights: str, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    try:
-        model.load_state_dict(safetensors.torch.load_file(folder / weights))
-        moments = safetensors.torch.load_file((folder / weights).with_suffix(".adam"))
-        for name, parameter in model.named_parameters():
-            optimizer.state[parameter] = {key: moments[f"{name}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-    except (OSError, KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise WrongInput(f"--out {folder}: its checkpoint cannot be read: {str(error).splitlines()[0]}") from None
