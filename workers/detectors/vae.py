@@ -12,13 +12,13 @@ from workers.training.networks import Network, VAENetwork
 
 __all__ = [
     "SCORES",
+    "VAEKL",
     "ClassifierJSD",
     "ClassifierKL",
     "VAEBernoulliKL",
     "VAEDetector",
     "VAEError",
     "VAENormalisedKL",
-    "VAEKL",
 ]
 
 Score = Literal["kl", "normalised-kl", "bernoulli-kl", "error", "classifier-kl", "classifier-jsd"]

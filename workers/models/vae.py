@@ -52,7 +52,7 @@ class VAE(nn.Module):
         return self.last(hidden)[:, :, : self.size[0], : self.size[1]]
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
-        """Reconstructions in [0, 1] of images ``[n, C, H, W]``, from codes sampled with normal noise ``[n, code_size]``."""
+        """Reconstructions in [0, 1] of images ``[n, C, H, W]``, codes sampled with noise ``[n, code_size]``."""
         mean, log_variance = self.encode(images)
         return self.decode_logits(mean + noise * (log_variance / 2).exp()).sigmoid()
 
