@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from workers.attacks.attack import Attack
+from workers.detectors.guarded import Guarded, Judged
+from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
 from workers.evaluation.scores import lead, log_odds
@@ -28,10 +30,13 @@ class Goal:
     Attributes:
         labels: int64 ``[B]``, the true classes.
         targets: int64 ``[B]``, the target classes; None when untargeted.
+        guarded: whether logits have a detector's excess behind them (`workers.detectors.guarded.Judged`), which is to
+            be brought to 0 as well: margin and log-odds are then the worse of both, the loss is less the excess.
     """
 
     labels: Tensor
     targets: Tensor | None
+    guarded: bool = False
 
     @property
     def classes(self) -> Tensor:
@@ -45,32 +50,46 @@ class Goal:
             logits: ``[n, K]``.
             rows: int64 ``[n]``, which image of the batch each row of logits belongs to.
         """
+        logits, excess = self.apart(logits)
         hit = logits.argmax(dim=1) == self.classes[rows]
-        return ~hit if self.targets is None else hit
+        reached = ~hit if self.targets is None else hit
+        return reached if excess is None else reached & (excess <= 0)
+
+    def apart(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of the classes alone, and the excess ``[n]`` behind them; None where no detector is."""
+        return (logits[:, :-1].contiguous(), logits[:, -1]) if self.guarded else (logits, None)
 
     def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: how far the logits are from the goal; below zero where it is reached.
 
         Untargeted, the label's logit over the best other one; targeted, the best other one over the target's.
         """
+        logits, excess = self.apart(logits)
         ahead = lead(logits, self.classes[rows])
-        return ahead if self.targets is None else -ahead
+        margin = ahead if self.targets is None else -ahead
+        return margin if excess is None else torch.maximum(margin, excess)
 
     def log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the log-odds of the label (untargeted), or minus those of the target (targeted).
 
         The order of the label's probability, or of 1 − the target's, without their rounding.
         """
+        logits, excess = self.apart(logits)
         odds = log_odds(logits, self.classes[rows])
-        return odds if self.targets is None else -odds
+        odds = odds if self.targets is None else -odds
+        return odds if excess is None else torch.maximum(odds, excess)
 
     def loss(self, loss: Loss, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the loss that the search raises (see `workers.losses`), of logits ``[n, K]``."""
-        return values(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+        logits, excess = self.apart(logits)
+        raised = values(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+        return raised if excess is None else raised - excess.relu()
 
     def loss_cotangent(self, logits: Tensor, rows: Tensor, loss: Loss = "ce") -> Tensor:
         """The derivative ``[n, K]`` of `loss` by the logits."""
-        return cotangents(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+        logits, excess = self.apart(logits)
+        vector = cotangents(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
+        return vector if excess is None else torch.cat([vector, -(excess > 0).to(vector)[:, None]], dim=1)
 
 
 class Batch:
@@ -116,6 +135,18 @@ class Batch:
     def model(self) -> nn.Module:
         """The model itself, for foreign code that calls it in its own way and has its calls counted by the caller."""
         return self._evaluator.model
+
+    @property
+    def guides(self) -> Tensor:
+        """Logits ``[G, K]`` of clean images that a detector lets through.
+
+        Raises:
+            WrongInput: when no detector guards the model.
+        """
+        if not self.goal.guarded:
+            raise WrongInput("--form: matching needs a model behind a detector, as brittle detect writes it")
+        guides: Tensor = self._evaluator.model.guarded.guides  # type: ignore[union-attr,assignment]
+        return guides
 
     @property
     def at_once(self) -> int:
@@ -238,7 +269,7 @@ def search_budgets(
             within a budget is not searched again within a larger one: its row is carried on. The counts of a row
             are of all searches up to its budget. (Neither holds where `Attack.CARRIES` says so.)
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``; run in ``eval()`` mode, and left in
-            the mode it came in.
+            the mode it came in. Behind a detector (`Guarded`) an image is broken when it is not flagged either.
         images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
         labels: integers ``[n]`` in 0 to K − 1.
         targets: one class or ``[n]`` of them; None for an untargeted search.
@@ -255,17 +286,21 @@ def search_budgets(
         ValueError: for images, labels, targets or ids of a wrong type, shape or range, or when the model's logits are
             not finite.
     """
-    evaluator = DenseEvaluator(model, block=block, batch=batch)
+    whole = Judged(model) if isinstance(model, Guarded) else model
+    guarded = whole is not model
+    evaluator = DenseEvaluator(whole, block=block, batch=batch)
     clean = _eight_bit(images).to(evaluator.device)
     label = _class_numbers("labels", labels, len(clean))
     target = None if targets is None else _class_numbers("targets", targets, len(clean))
     ids = _image_ids(ids, len(clean))
     goal = Goal(
-        torch.from_numpy(label).to(clean.device), None if target is None else torch.from_numpy(target).to(clean.device)
+        torch.from_numpy(label).to(clean.device),
+        None if target is None else torch.from_numpy(target).to(clean.device),
+        guarded,
     )
 
     def cotangents(logits: Tensor, part: slice) -> list[Tensor]:
-        _refuse_unknown_classes(label, target, logits.shape[1])
+        _refuse_unknown_classes(label, target, logits.shape[1] - guarded)
         return [goal.loss_cotangent(logits, torch.arange(part.start, part.stop, device=clean.device))]
 
     results: list[SearchResult] = []
@@ -275,8 +310,11 @@ def search_budgets(
             logits, (gradient,) = evaluator.gradients(clean, cotangents)
         else:
             logits = evaluator.logits(clean)
+        _require_finite(logits)
+        logits, _ = goal.apart(logits)
         _refuse_unknown_classes(label, target, logits.shape[1])
         subject = _Subject(
+            model,
             evaluator,
             clean,
             logits,
@@ -289,7 +327,6 @@ def search_budgets(
             split=split,
             worker=worker,
         )
-        _require_finite(logits)
         for attack in attacks:
             attack.check((clean.shape[1], clean.shape[2], clean.shape[3]), logits.shape[1])
             attack.check_goal(targeted=target is not None)
@@ -301,6 +338,7 @@ def search_budgets(
 class _Subject:
     """What is the same at every budget: the evaluator, the clean images and what they are to become."""
 
+    model: nn.Module
     evaluator: DenseEvaluator
     clean: Tensor
     logits: Tensor
@@ -333,20 +371,25 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
 
     rows = torch.from_numpy(searched).to(clean.device)
     whole = subject.goal
-    goal = Goal(whole.labels[rows], None if whole.targets is None else whole.targets[rows])
+    goal = Goal(whole.labels[rows], None if whole.targets is None else whole.targets[rows], whole.guarded)
     gradient = None if subject.gradient is None else subject.gradient[rows]
     # Keyed by the attack's name alone: the same search with a larger budget begins with the same draws.
     attack_key = int.from_bytes(hashlib.sha256(attack.NAME.encode()).digest()[:8])
     keys = [
         (subject.seed, int(subject.ids[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched
     ]
-    state = Batch(clean[rows], goal, subject.logits.shape[1], subject.evaluator, keys, gradient)
+    evaluator, seen = subject.evaluator, goal
+    if goal.guarded and not attack.JOINT:  # it searches as if there were no detector, and is judged behind it
+        evaluator = DenseEvaluator(subject.model, block=evaluator.block, batch=evaluator.batch)
+        seen = Goal(goal.labels, goal.targets)
+    state = Batch(clean[rows], seen, subject.logits.shape[1], evaluator, keys, gradient)
     if len(searched):
         attack._search(state)
     adversarial[rows] = state.adversarial
     logits = subject.evaluator.logits(adversarial)
     _require_finite(logits)
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
+    logits, _ = goal.apart(logits)
     status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
 

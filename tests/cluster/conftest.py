@@ -147,7 +147,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (40, 8, 8), np.uint8), labels=np.arange(40) % 10)
     junk = (".venv/lib/python3.11/site-packages/torch.py", ".git/objects/pack", "experiment/jsma/parts/part.parquet")
     junk += ("runs/pgd/run.json", "__pycache__/mymodels.pyc", "workers/__pycache__/actor.pyc", "build/lib/x.py")
-    junk += (".mypy_cache/x.json", ".pytest_cache/x", ".ruff_cache/x", "model/epoch-001.optimizer", "brittle.egg-info/x")
+    junk += (
+        ".mypy_cache/x.json",
+        ".pytest_cache/x",
+        ".ruff_cache/x",
+        "model/epoch-001.optimizer",
+        "brittle.egg-info/x",
+    )
     for name in junk:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(rng.bytes(100_000))

@@ -61,7 +61,11 @@ def test_a_kill_before_the_first_checkpoint_does_not_block(tmp_path: Path) -> No
     for name in ("epoch-001.safetensors", ".epoch-001.optimizer.77.tmp", ".model.json.77.tmp"):
         (tmp_path / name).write_bytes(b"half")
     assert len(run(tmp_path, 1)) == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-001.optimizer", "epoch-001.safetensors", "model.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "epoch-001.optimizer",
+        "epoch-001.safetensors",
+        "model.json",
+    ]
 
 
 def test_the_seed_decides(tmp_path: Path) -> None:

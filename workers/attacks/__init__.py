@@ -1,5 +1,6 @@
 """The attacks by name. Importing this package needs no torch, so that ``--help`` answers at once."""
 
+from workers.attacks.adaptive import Adaptive
 from workers.attacks.apgd import APGD
 from workers.attacks.attack import Attack
 from workers.attacks.cmaes import CMAES
@@ -26,6 +27,7 @@ __all__ = [
     "JSMA",
     "PGD",
     "TOOLKITS",
+    "Adaptive",
     "Attack",
     "CornerSearch",
     "DifferentialEvolution",
@@ -47,6 +49,7 @@ ATTACKS: dict[str, type[Attack]] = {
         PGD,
         APGD,
         DDN,
+        Adaptive,
         Square,
         JSMA,
         DifferentialEvolution,

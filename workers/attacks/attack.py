@@ -44,6 +44,10 @@ class Attack(BaseModel):
     PACKAGE: ClassVar[str | None] = None
     """The distribution whose code the search runs, where that is not brittle's; a run is bound to its version."""
 
+    JOINT: ClassVar[bool] = True
+    """Whether the search reads logits through the batch's goal alone, so that behind a detector it minds the score;
+    one that does not searches the classifier, and is judged behind the detector."""
+
     USES_CLEAN_GRADIENT: ClassVar[bool] = False
     """Whether the search begins with the gradient of the loss ``ce`` at the clean images, `Batch.clean_gradient`."""
 

@@ -30,6 +30,7 @@ class CornerSearch(FewPixelAttack):
     """
 
     NAME: ClassVar[str] = "corner-search"
+    JOINT: ClassVar[bool] = False
 
     pixels: int = Field(5, ge=1, description="k, the most pixels that may change.")
     ranked: int = Field(100, ge=1, description="N, the best single changes of each ranking, which are drawn from.")

@@ -47,6 +47,7 @@ class JSMA(Attack):
     """
 
     NAME: ClassVar[str] = "jsma"
+    JOINT: ClassVar[bool] = False
 
     map: Literal["prediction", "classes", "pair"] = Field(
         "prediction", description="Saliency map: the seed's, Papernot's Eq. 8, or his pairs of features."

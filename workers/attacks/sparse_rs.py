@@ -152,7 +152,7 @@ def _judge(
     logits, margin, success = around.judge(rows, position, levels)
     if batch.goal.targets is None:
         return margin, success
-    return -logits.log_softmax(dim=1).gather(1, batch.goal.targets[rows][:, None])[:, 0], success
+    return batch.goal.log_odds(logits, rows), success
 
 
 def _leave(batch: "Batch", around: "Around", state: _State, corners: "Tensor", leaving: "Tensor") -> _State:

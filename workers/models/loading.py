@@ -21,7 +21,7 @@ from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 
-__all__ = ["ModelRecipe", "check_model", "read_model"]
+__all__ = ["ModelRecipe", "check_model", "read_model", "user_function"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelRecipe:
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
         model = _built(self.architecture, self.weights)
-        if "name" in self.architecture:
+        if self.architecture.get("name") == "cnn":
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,6 +81,8 @@ def read_model(
     if any(not number > 0 for number in std):
         raise WrongInput(f"--std must be above 0, got {', '.join(map(str, std))}")
     path = Path(reference)
+    if mean and path.is_dir() and (path / "guarded.safetensors").exists():
+        raise WrongInput("--mean and --std: a guarded classifier has its own normalisation")
     if weights and (path.is_dir() or path.suffix == ".pt2"):
         raise WrongInput("--weights goes with module:function; a model folder or program has its own weights")
     try:
@@ -200,6 +202,10 @@ def _read_weights(path: Path | None) -> bytes:
 def _built(architecture: dict[str, Any], state: bytes) -> nn.Module:
     if "program" in architecture:
         return load_program(state)
+    if architecture.get("name") == "guarded":
+        from workers.detectors.guarded import build_guarded
+
+        return build_guarded(architecture, state)
     model = _construct(architecture)
     if state:
         model.load_state_dict(safetensors.torch.load(state))
@@ -208,7 +214,7 @@ def _built(architecture: dict[str, Any], state: bytes) -> nn.Module:
 
 def _construct(architecture: dict[str, Any]) -> nn.Module:
     if "function" in architecture:
-        model = _user_function(architecture["function"])()
+        model = user_function(architecture["function"])()
         if not isinstance(model, nn.Module):
             raise WrongInput(f"{architecture['function']} must return an nn.Module, got {type(model).__name__}")
         return model
@@ -219,7 +225,12 @@ def _construct(architecture: dict[str, Any]) -> nn.Module:
     return CNN(**sizes)
 
 
-def _user_function(reference: str) -> Any:
+def user_function(reference: str) -> Any:
+    """The function of ``package.module:function``, looked up with the working directory on the path.
+
+    Raises:
+        WrongInput: when there is none, or its module cannot be imported.
+    """
     module_name, _, function_name = reference.partition(":")
     if "" not in sys.path and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that a user's folder never shadows brittle's own packages
@@ -233,15 +244,18 @@ def _user_function(reference: str) -> Any:
 
 
 def _sources_of(architecture: dict[str, Any]) -> Iterator[bytes]:
-    """Names and sources of what a user's function is made of: its module, and the user's own modules it imports.
+    """Names and sources of what a user's functions are made of: their modules, and the user's own modules they import.
 
     The user's own are those in the folder that the function's module was found in, and not installed packages.
     """
+    if architecture.get("name") == "guarded":  # its parts may be functions
+        yield from _sources_of(architecture["classifier"])
+        yield from _sources_of(architecture["detector"]["parameters"])
     if "function" not in architecture:
         return
     name = architecture["function"].partition(":")[0]
     try:
-        own = Path(inspect.getfile(_user_function(architecture["function"])))
+        own = Path(inspect.getfile(user_function(architecture["function"])))
         yield own.read_bytes()
     except (TypeError, OSError):  # a builtin or a callable object has no source file
         pass

@@ -1,0 +1,68 @@
+"""A user's own detector, as ``module:function``."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from workers.detectors.detector import Detector, DetectorRecipe
+from workers.errors import WrongInput
+
+__all__ = ["UserDetector"]
+
+
+class _Adapted(Detector):
+    """What a user's function returned: an object with ``score``, and what else it has of a `Detector`."""
+
+    def __init__(self, classifier: nn.Module, found: Any, function: str) -> None:
+        super().__init__(classifier)
+        if not callable(getattr(found, "score", None)):
+            raise WrongInput(f"{function} must return an object with score(images), got {type(found).__name__}")
+        self._function = function
+        if isinstance(found, nn.Module):
+            self.module = found.eval().requires_grad_(False)
+        self._found = (found,)
+        self.noise = getattr(found, "noise", None)
+        self.differentiable = bool(getattr(found, "differentiable", True))
+        self.repairs = callable(getattr(found, "predict", None))
+
+    def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        found = self._call("score", images, noise)
+        scores = found if isinstance(found, Tensor) else torch.as_tensor(found, dtype=torch.float32)
+        if scores.shape != (len(images),):
+            raise ValueError(f"{self._function}: score must return [{len(images)}], got {list(scores.shape)}")
+        return scores.float().to(images.device)
+
+    def predict(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        if not self.repairs:
+            return super().predict(images, noise)
+        logits: Tensor = self._call("predict", images, noise)
+        return logits
+
+    def _call(self, method: str, images: Tensor, noise: Tensor | None) -> Any:
+        given = (images,) if self.noise is None else (images, noise)
+        return getattr(self._found[0], method)(*given)
+
+
+class UserDetector(DetectorRecipe):
+    """``package.module:function``: called with the classifier, it returns an object with ``score(images) -> [n]``.
+
+    Images are float ``[n, C, H, W]`` in [0, 1]; the object may also have ``predict(images) -> logits``, say
+    ``differentiable = False``, and say ``noise = (shape,)`` to be given normal draws ``[n, *shape]`` behind the images.
+    Of an ``nn.Module`` the weights travel with it.
+    """
+
+    NAME: ClassVar[str] = "user"
+
+    function: str
+
+    def build(self, classifier: nn.Module, shape: tuple[int, int, int]) -> Detector:
+        from workers.models.loading import user_function
+
+        try:
+            found = user_function(self.function)(classifier)
+        except WrongInput:
+            raise
+        except (Exception, SystemExit) as error:  # whatever a user's function raises
+            raise WrongInput(f"{self.function}: {type(error).__name__}: {error}") from None
+        return _Adapted(classifier, found, self.function)
