@@ -4,7 +4,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import Interrupted
-from jobs.frozen import require_same
+from jobs.frozen import FrozenFolder
 from jobs.launch import BLOCK, Images, Selection, Where, WorkerHost, launch, resolve
 from jobs.progress import say
 from jobs.recorded import open_run
@@ -25,7 +25,7 @@ from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.threat import Stage, Threat, fitting
 from workers.actor import ShardSummary
 from workers.errors import WrongInput, in_one_line
-from workers.files import exclusive, require_place, write_whole
+from workers.files import write_whole
 from workers.places import Place
 from workers.results import write_part
 from workers.versions import versions
@@ -146,58 +146,14 @@ def evaluate(
         return evaluation.conclude()
 
 
-class EvaluationFolder:
-    """An evaluation on disk: ``evaluation.json``, ``runs/NAME``, ``images.parquet``, ``verdict.json``, ``page.html``.
-
-    Args:
-        path: the folder, which need not exist yet.
-    """
+class EvaluationFolder(FrozenFolder):
+    """An evaluation: ``evaluation.json``, ``runs/NAME``, ``images.parquet``, ``verdict.json``, ``page.html``."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.page = path / "page.html"
-
-    @property
-    def exists(self) -> bool:
-        """Whether an evaluation is frozen here."""
-        return (self.path / "evaluation.json").is_file()
-
-    def require_usable(self) -> None:
-        """Refuses a path that holds something else.
-
-        Raises:
-            WrongInput: when it is a file, or a folder with other things in it.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise WrongInput(f"--out {self.path}: exists and is not a folder")
-        ours = (".lock", ".evaluation.json.")
-        if self.path.exists() and not self.exists and not all(x.name.startswith(ours) for x in self.path.iterdir()):
-            raise WrongInput(f"--out {self.path}: exists and is not an evaluation's folder")
-        require_place(self.path)
-
-    def locked(self) -> AbstractContextManager[None]:
-        """Holds the folder for one driver.
-
-        Raises:
-            WrongInput: when another driver holds it.
-        """
-        return exclusive(self.path)
-
-    def create(self, asked: dict[str, Any]) -> None:
-        """Freezes what is evaluated."""
-        write_whole(self.path / "evaluation.json", (json.dumps(asked, indent=1) + "\n").encode())
-
-    def compare(self, asked: dict[str, Any]) -> None:
-        """Refuses to go on with another evaluation than the one that is here.
-
-        Raises:
-            WrongInput: naming the field.
-        """
-        require_same(self.path, "evaluation", self._read("evaluation.json"), asked)
+        super().__init__(path, "evaluation")
 
     def forget(self) -> None:
-        """Takes back what a refused start froze; only for the holder of the lock, which takes the folder back."""
-        (self.path / "evaluation.json").unlink(missing_ok=True)
+        super().forget()
         with suppress(OSError):  # absent, or somebody has put something there meanwhile
             (self.path / "runs").rmdir()
 
@@ -214,7 +170,7 @@ class EvaluationFolder:
         if not (self.path / "verdict.json").exists():
             return 0.0
         try:
-            return float(self._read("verdict.json")["spent"]["seconds"])
+            return float(self.read("verdict.json")["spent"]["seconds"])
         except (KeyError, TypeError, ValueError):
             raise WrongInput(f"--out {self.path}: its verdict.json does not say the seconds spent") from None
 
@@ -222,15 +178,6 @@ class EvaluationFolder:
         """Writes what is known so far."""
         write_part(known.to_table(), Place.of(self.path / "images.parquet"))
         write_whole(self.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
-
-    def _read(self, name: str) -> dict[str, Any]:
-        try:
-            content = json.loads((self.path / name).read_text())
-            if not isinstance(content, dict):
-                raise ValueError("expected an object")
-        except (OSError, ValueError) as error:
-            raise WrongInput(f"--out {self.path}: its {name} cannot be read: {error}") from None
-        return content
 
 
 @dataclass

@@ -97,7 +97,7 @@ class Adaptive(Attack):
             weight *= torch.where(state.fooled & flagged, WEIGHT_STEP, 1.0)
             weight /= torch.where(~state.fooled & ~flagged, WEIGHT_STEP, 1.0)
             weight.clamp_(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
-            share = self.gamma * ease
+            share = self.gamma * ease**0.5
             length = torch.minimum(length * torch.where(state.reached, 1 - share, 1 + share), farthest)
             change = self._moved(change, direction, length, ease).add_(clean).clamp_(0, 255).sub_(clean)
             batch.generations[rows] += 1
@@ -134,18 +134,18 @@ class Adaptive(Attack):
 
         fooled, flagged = (mask.view(-1, 1, 1, 1) for mask in (state.fooled, state.excess > 0))
         if self.form in ("joint", "matching"):
-            return state.towards + torch.where(flagged, weight.view(-1, 1, 1, 1) * state.away, 0.0)
+            return state.towards + weight.view(-1, 1, 1, 1) * state.away
         towards, away = state.towards, state.away
         if self.form == "orthogonal":
             along = (towards * away).sum(dim=3).flatten(1).sum(dim=1).view(-1, 1, 1, 1)
             towards, away = towards - along * away, away - along * towards
-        return torch.where(fooled & flagged, away, towards)
+        return torch.where(fooled, torch.where(flagged, away, 0.0), towards)
 
     def _moved(self, change: "Tensor", direction: "Tensor", length: "Tensor", ease: float) -> "Tensor":
         """The change after a step, brought to its length."""
         size = length.view(-1, 1, 1, 1)
         if self.norm == "l2":
-            moved = change + unit(direction) * (255 * ease)
+            moved = change + unit(direction) * (ease * size)
             return moved * (size / lengths(moved).clamp(min=1e-6).view(-1, 1, 1, 1))
         return (change + direction.sign() * (ease * size)).clamp(-size, size)
 

@@ -105,6 +105,8 @@ def write_guarded(
     detector: Mapping[str, Any],
     shape: tuple[int, int, int],
     guarded: Guarded,
+    *,
+    explained: float | None = None,
 ) -> None:
     """Writes a guarded classifier as a model folder.
 
@@ -114,6 +116,7 @@ def write_guarded(
         detector: ``{"name": …, "parameters": {…}}``, or ``{"function": "module:function"}``.
         shape: ``(C, H, W)`` of the images.
         guarded: fitted and calibrated.
+        explained: the share of the variance of its scores that the stand-in explains.
     """
     state = {"classifier": _bytes(classifier.weights), "guides": guarded.guides.contiguous()}
     for name, module in (("detector", guarded.detector), ("stand_in", guarded.stand_in)):
@@ -132,7 +135,7 @@ def write_guarded(
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "guarded.safetensors", safetensors.torch.save(state))
-    card = {"architecture": architecture, "weights": "guarded.safetensors"}
+    card = {"architecture": architecture, "weights": "guarded.safetensors", "stand_in_explains": explained}
     write_whole(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())
 
 

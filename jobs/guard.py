@@ -1,0 +1,321 @@
+"""A detector from its name to a classifier guarded by it: networks trained, fitted, scored on clean images, calibrated.
+
+What is finished is kept in files and never computed again.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jobs.exits import Interrupted
+from jobs.progress import Progress, progress, say
+from jobs.subject import Subject
+from workers.errors import WrongInput, in_one_line
+from workers.places import Place
+from workers.results import write_part
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from analysis.detection import Threshold
+    from workers.detectors import Detector, DetectorRecipe
+    from workers.detectors.detector import OnStep
+    from workers.images import Dataset
+    from workers.training.networks import Network
+
+__all__ = ["Guard", "Named", "Split", "guard", "score", "split_images"]
+
+CALIBRATION = 5000
+GUIDES = 500
+STAND_IN_IMAGES = 6000
+
+
+@dataclass(frozen=True)
+class Named:
+    """A detector as the user named it: ``vae-kl`` or ``vae-kl,code_size=8,epochs=5``, or ``module:function``."""
+
+    text: str
+    recipe: "DetectorRecipe"
+
+    @classmethod
+    def of(cls, text: str) -> "Named":
+        """Reads a name with its parameters.
+
+        Raises:
+            WrongInput: for an unknown detector or a wrong parameter.
+        """
+        from workers.detectors import detector_named
+
+        name, *pairs = text.split(",")
+        parameters: dict[str, Any] = {}
+        for pair in pairs:
+            key, equals, value = pair.partition("=")
+            if not equals or not key:
+                raise WrongInput(f"{text}: expected PARAMETER=VALUE after the detector's name, got {pair!r}")
+            parameters[key.strip().replace("-", "_")] = value.strip()
+        return cls(text, detector_named(name.strip(), **parameters))
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder."""
+        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.text)
+
+    def describe(self) -> dict[str, Any]:
+        """As a guarded model's description and what is frozen have it."""
+        return {"name": self.recipe.NAME, "parameters": self.recipe.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images by what they serve, int64 ids: thresholds are set on one part and judged on the other."""
+
+    calibration: np.ndarray
+    test: np.ndarray
+
+
+def split_images(count: int, seed: int) -> Split:
+    """Half of the images, 5,000 at most, for calibration and the others for the test, at random.
+
+    Not by position: MNIST's first 5,000 test images are easier than the rest.
+
+    Raises:
+        WrongInput: for fewer than 40 images.
+    """
+    if count < 40:
+        raise WrongInput(f"--data: a detector is calibrated on half of the images; expected 40 at least, got {count}")
+    order = np.random.default_rng([seed, 0]).permutation(count)
+    size = min(CALIBRATION, count // 2)
+    return Split(np.sort(order[:size]), order[size:])
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A detector, fitted and calibrated.
+
+    Attributes:
+        named: what the user asked for.
+        detector: in this process.
+        subject: the classifier behind it, as it is attacked; None when its scores judge nothing.
+        thresholds: at 5 % and 1 % false alarms.
+        calibration, test: scores and predictions of the clean images of `Split`.
+        stand_in: the share of the variance of its scores that the stand-in explains; None where there is none.
+    """
+
+    named: Named
+    detector: "Detector"
+    subject: Subject | None
+    thresholds: "dict[float, Threshold]"
+    calibration: "pa.Table"
+    test: "pa.Table"
+    stand_in: float | None
+
+
+def guard(
+    named: Named, subject: Subject, training: "Dataset", split: Split, folder: Path, networks: Path, seed: int
+) -> Guard:
+    """Brings a detector to where it can be attacked, or reads what an earlier start left.
+
+    Args:
+        named: which one.
+        subject: the classifier and the images of the split.
+        training: images and labels that the detector may learn from.
+        split: what its threshold is set on and judged by.
+        folder: its own; holds ``guarded``, a model folder, and ``clean.parquet``.
+        networks: where trained networks are kept, shared by detectors and evaluations.
+        seed: of every draw but those of training.
+
+    Raises:
+        WrongInput: when the detector cannot take these images or this classifier, or its scores differ between calls.
+        Interrupted: when stopped; the same command resumes.
+    """
+    import torch
+
+    from analysis.detection import calibrate
+    from workers.detectors.guarded import Guarded, write_guarded
+    from workers.evaluation.dense import DenseEvaluator
+    from workers.models.loading import read_model
+
+    folder.mkdir(parents=True, exist_ok=True)
+    detector = named.recipe.build(subject.model, subject.dataset.shape)
+    place, kept = folder / "guarded", folder / "fitted.safetensors"
+    fit(named, detector, training, networks, kept, seed)
+    detector.eval().requires_grad_(False)
+    calibration, test = (
+        score(named, detector, subject.dataset.images[ids], ids, folder / f"clean-{part}.parquet", seed)
+        for part, ids in (("calibration", split.calibration), ("test", split.test))
+    )
+    scores = calibration["score"].to_numpy()
+    thresholds = {rate: calibrate(scores, rate) for rate in (0.05, 0.01)}
+    if not np.isfinite(thresholds[0.05].value):
+        return Guard(named, detector, None, thresholds, calibration, test, None)
+    if not (place / "model.json").exists():
+        stand_in, explained = None, None
+        if not detector.differentiable:
+            stand_in, explained = _stand_in(named, detector, training, seed)
+        low, high = np.nanquantile(scores, [0.25, 0.75])
+        calm = (scores <= thresholds[0.05].value) & subject.correct[split.calibration]
+        guides = torch.tensor(subject.dataset.images[split.calibration[calm][:GUIDES]])
+        guarded = Guarded(
+            subject.model,
+            detector,
+            threshold=float(thresholds[0.05].value),
+            scale=float(high - low) or 1.0,
+            guides=DenseEvaluator(subject.model).logits(guides),
+            stand_in=stand_in,
+        )
+        write_guarded(place, subject.recipe, named.describe(), subject.dataset.shape, guarded, explained=explained)
+    recipe = read_model(str(place))
+    behind = Subject(recipe, recipe.build(), subject.dataset, subject.classes)
+    explained = json.loads((place / "model.json").read_text())["stand_in_explains"]
+    return Guard(named, detector, behind, thresholds, calibration, test, explained)
+
+
+def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path, kept: Path, seed: int) -> None:
+    """Trains the detector's networks and fits it, or takes over what an earlier start kept.
+
+    Raises:
+        WrongInput: for a networks' folder that holds something else.
+        Interrupted: when stopped; the same command resumes.
+    """
+    import joblib
+    import safetensors.torch
+    import torch
+
+    from workers.files import write_whole
+
+    if kept.exists():
+        detector.restore(safetensors.torch.load_file(kept))
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(joblib.cpu_count())
+    try:
+        for attribute, network in named.recipe.networks().items():
+            getattr(detector, attribute).load_state_dict(trained(network, training, networks / network.key))
+        torch.set_num_threads(before)
+        detector.eval().requires_grad_(False)
+        with _followed(named.text) as on_step:
+            detector.fit(torch.tensor(training.images), torch.tensor(training.labels), seed=seed, on_step=on_step)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted: finished epochs are kept; run the same command again to resume") from None
+    finally:
+        torch.set_num_threads(before)
+    state = {name: value.contiguous() for name, value in detector.state_dict().items()}
+    write_whole(kept, safetensors.torch.save(state))
+
+
+def trained(network: "Network", training: "Dataset", folder: Path) -> dict[str, Any]:
+    """Weights of a network, trained with progress or read from where they were kept.
+
+    Raises:
+        WrongInput: for a folder that holds something else.
+    """
+    import safetensors.torch
+
+    from workers.training.networks import train_network
+
+    steps = len(training) // network.batch_size
+    with progress(network.epochs * steps, f"training {network.NAME}", "steps") as bar:
+        seen = [0]
+
+        def on_batch(epoch: int, step: int, loss: float) -> None:
+            seen[0] = epoch
+            bar.advance(1, f"epoch {epoch}, loss {loss:.3f}")
+
+        for epoch in train_network(network, training, folder, on_batch=on_batch):
+            if epoch.epoch > seen[0]:
+                bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
+            else:
+                say(f"{network.NAME}: epoch {epoch.epoch}, loss {epoch.loss:.3f}")
+    return safetensors.torch.load_file(folder / json.loads((folder / "model.json").read_text())["weights"])
+
+
+def score(named: Named, detector: "Detector", images: np.ndarray, ids: np.ndarray, kept: Path, seed: int) -> "pa.Table":
+    """Scores of images and the pair's predictions, from fresh draws; read where an earlier start kept them.
+
+    Args:
+        named, detector: what scores.
+        images: uint8 ``[n, C, H, W]``.
+        ids: int64 ``[n]``, that key the draws.
+        kept: the file; its name is what the draws are for.
+        seed: of the evaluation.
+
+    Returns:
+        ``image_id``, ``score`` and ``prediction``.
+
+    Raises:
+        WrongInput: when the detector fails on the images, or scores them differently at a second call.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from workers.detectors.scoring import BATCH, fresh_noise, score_images
+
+    if kept.exists():
+        return pq.read_table(kept)
+    noise = fresh_noise(detector, ids, seed=seed, purpose=f"{named.text} {kept.stem}")
+    with progress(len(images), f"{named.text}: scoring {kept.stem}") as bar:
+        try:
+            found = score_images(detector, images, noise, on_images=bar.advance)
+            again = score_images(detector, images[:BATCH], None if noise is None else noise[:BATCH])
+        except Exception as error:  # whatever a user's detector raises
+            raise WrongInput(f"{named.text} fails on these images: {in_one_line(error)}") from None
+    if not np.array_equal(found.scores[:BATCH], again.scores, equal_nan=True):
+        raise WrongInput(
+            f"{named.text}: gives the same images other scores at a second call; a random detector says what draws it "
+            "wants in its attribute noise, and is given them"
+        )
+    table = pa.table({"image_id": ids, "score": found.scores, "prediction": found.predictions})
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_part(table, Place.of(kept))
+    return table
+
+
+def _stand_in(named: Named, detector: "Detector", training: "Dataset", seed: int) -> tuple[Any, float]:
+    """A differentiable model of the scores of training images, of noisy ones, and of mixtures of two."""
+    import torch
+
+    from workers.detectors.scoring import fresh_noise, score_images
+    from workers.detectors.stand_in import learn
+
+    rng = np.random.default_rng([seed, 1])
+    chosen = rng.choice(len(training), min(STAND_IN_IMAGES, len(training)), replace=False)
+    images = training.images[chosen].astype(np.float32)
+    third = len(images) // 3
+    strength = rng.uniform(0, 100, (third, 1, 1, 1))
+    images[:third] += strength * rng.standard_normal(images[:third].shape)
+    share = rng.uniform(0, 1, (third, 1, 1, 1))
+    images[third : 2 * third] = share * images[third : 2 * third] + (1 - share) * images[-third:]
+    rounded = images.round().clip(0, 255).astype(np.uint8)
+    noise = fresh_noise(detector, chosen, seed=seed, purpose=f"{named.text} stand-in")
+    with progress(len(rounded), f"{named.text}: scoring for its stand-in") as bar:
+        scores = score_images(detector, rounded, noise, on_images=bar.advance).scores
+    finite = np.isfinite(scores)
+    with _followed(named.text) as on_step:
+        model, explained = learn(
+            torch.from_numpy(rounded[finite]), torch.from_numpy(scores[finite]), seed=seed, on_step=on_step
+        )
+    say(f"{named.text} has no gradients: a stand-in explains {explained:.0%} of the variance of its scores")
+    return model, explained
+
+
+@contextmanager
+def _followed(title: str) -> "Iterator[OnStep]":
+    """What shows the progress of something that learns only as it goes on how much there is to do."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+        done = 0
+
+        def on_step(step: int, total: int, what: str) -> None:
+            nonlocal done
+            if not bars:
+                bars.append(stack.enter_context(progress(total, f"{title}: {what}", "steps")))
+            bars[0].advance(step - done, what)
+            done = step
+
+        yield on_step

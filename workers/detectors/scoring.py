@@ -1,0 +1,69 @@
+"""Scores of many images: the same bits for an image whatever it is scored with."""
+
+import hashlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from workers.detectors.detector import Detector
+
+__all__ = ["Scored", "fresh_noise", "score_images"]
+
+BATCH = 64
+"""Every call is of so many images, the last one filled up."""
+
+
+class Scored(NamedTuple):
+    """Suspicion float32 ``[n]``, and the class int64 ``[n]`` that the pair of classifier and detector answers."""
+
+    scores: np.ndarray
+    predictions: np.ndarray
+
+
+def fresh_noise(detector: Detector, ids: np.ndarray, *, seed: int, purpose: str) -> np.ndarray | None:
+    """Draws for a random detector, float32 ``[n, *noise]``, keyed by image and purpose; None where it takes none.
+
+    Args:
+        detector: what is to score.
+        ids: int64 ``[n]``, at least 0.
+        seed: of the evaluation.
+        purpose: what is scored, for draws that no search has seen.
+    """
+    if detector.noise is None:
+        return None
+    key = int.from_bytes(hashlib.sha256(purpose.encode()).digest()[:8])
+    streams = (np.random.default_rng([seed, int(image), key]) for image in ids)
+    return np.stack([stream.standard_normal(detector.noise, dtype=np.float32) for stream in streams])
+
+
+def score_images(
+    detector: Detector,
+    images: np.ndarray,
+    noise: np.ndarray | None,
+    *,
+    on_images: Callable[[int], None] = lambda count: None,
+) -> Scored:
+    """Scores and classifies images; one draw each for a random detector.
+
+    Args:
+        detector: fitted.
+        images: uint8 ``[n, C, H, W]``.
+        noise: of `fresh_noise`.
+        on_images: called with how many were just scored.
+    """
+    scores, predictions = [], []
+    with torch.no_grad():
+        for start in range(0, len(images), BATCH):
+            part = images[start : start + BATCH]
+            inputs = torch.zeros((BATCH, *images.shape[1:]))
+            inputs[: len(part)] = torch.from_numpy(part).float().div(255)
+            drawn = None
+            if noise is not None:
+                drawn = torch.zeros((BATCH, *noise.shape[1:]))
+                drawn[: len(part)] = torch.from_numpy(noise[start : start + BATCH])
+            scores.append(detector.score(inputs, drawn)[: len(part)].float().numpy())
+            predictions.append(detector.predict(inputs, drawn)[: len(part)].argmax(dim=1).numpy())
+            on_images(len(part))
+    return Scored(np.concatenate(scores), np.concatenate(predictions))
