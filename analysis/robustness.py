@@ -223,9 +223,9 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict with its reasons, a sentence each."""
+    """A verdict, one of the question's own, with its reasons, a sentence each."""
 
-    verdict: Verdict
+    verdict: StrEnum
     reasons: tuple[str, ...]
 
     def because(self, *more: str) -> "Judgement":

@@ -1,10 +1,22 @@
-"""Rates and their intervals."""
+"""Rates, other estimates, and their intervals."""
 
 from dataclasses import dataclass
 
 from scipy.stats import binomtest
 
-__all__ = ["Rate"]
+__all__ = ["Estimate", "Rate"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval, lower and upper bound."""
+
+    value: float
+    interval: tuple[float, float]
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3f} ({low:.3f} to {high:.3f})"
 
 
 @dataclass(frozen=True)
