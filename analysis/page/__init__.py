@@ -1,5 +1,6 @@
-"""The page: runs of one model as one self-contained HTML file."""
+"""The pages: runs of one model, and detectors, each as one self-contained HTML file."""
 
+from analysis.page.detection import render_detection
 from analysis.page.render import RunView, render
 
-__all__ = ["RunView", "render"]
+__all__ = ["RunView", "render", "render_detection"]

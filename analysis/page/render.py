@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from analysis.page.environment import templates
 from analysis.page.sprites import Sheet, change_picture, picture
 from analysis.replay import stored_images
 from analysis.statistics import Rate
@@ -87,21 +87,19 @@ def render(
     for run in runs:
         cards = _cards(run, dataset, pictures)
         sections.append({"run": run, "summary": summarise(run.table), "cards": cards})
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            sections=sections,
-            findings=findings,
-            sheet=Sheet.of(pictures) if pictures else None,
-            accuracy=Rate(int(correct.sum()), len(correct)),
-            model=Path(recipe.reference).name,
-            model_hash=recipe.content_hash[:12],
-            dataset=dataset,
-            data=Path(dataset.name).name,
-            shape="×".join(map(str, dataset.shape)),
-            Status=Status,
-        )
+    environment = templates()
+    environment.filters["count"] = _count
+    return environment.get_template("page.html.j2").render(
+        sections=sections,
+        findings=findings,
+        sheet=Sheet.of(pictures) if pictures else None,
+        accuracy=Rate(int(correct.sum()), len(correct)),
+        model=Path(recipe.reference).name,
+        model_hash=recipe.content_hash[:12],
+        dataset=dataset,
+        data=Path(dataset.name).name,
+        shape="×".join(map(str, dataset.shape)),
+        Status=Status,
     )
 
 
@@ -120,36 +118,10 @@ def _cards(run: RunView, dataset: Dataset, pictures: list[np.ndarray]) -> list[C
     return cards
 
 
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("analysis.page"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent, "interval": _interval, "number": _number, "count": _count}
-    return environment
-
-
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
     return "" if value is None else f"--{name} {value}"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}".replace("%", " %")
-
-
-def _interval(rate: Rate) -> str:
-    if rate.interval is None:
-        return "–"
-    return f"{100 * rate.interval[0]:.1f}–{100 * rate.interval[1]:.1f} %"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def _count(summary: Summary, status: Status) -> int:
