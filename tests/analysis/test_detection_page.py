@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from functools import cache
 from html import unescape
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.conftest import random_images
 NAME = "<script>alert('name')</script>"
 
 
+@cache
 def a_report(name: str = NAME) -> DetectorReport:
     rng = np.random.default_rng(4)
     calibration, clean = rng.gamma(2, 0.1, 5000), rng.gamma(2, 0.1, 3000)
@@ -90,6 +92,10 @@ def test_its_numbers_are_those_of_the_report() -> None:
     for found in report.cells:
         assert shown(found.success.value) in html
         assert f"{found.l2:.2f}" in html
+        for area in (found.auroc, found.aupr):
+            assert area is not None
+            low, high = area.interval
+            assert f"{area.value:.3f}<br><small>{low:.3f}–{high:.3f}" in html
         for at in found.at:
             assert at.tpr is not None
             for share in (at.tpr.value, *at.tpr.interval, at.evaded.value, at.failed.value):
