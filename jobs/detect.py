@@ -3,38 +3,29 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from cyclopts import App, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import Exit
 from jobs.frozen import FrozenFolder
-from jobs.guard import Guard, Named, Split, guard, score, split_images
-from jobs.launch import Selection, Where, WorkerHost, launch
-from jobs.progress import progress, say
-from jobs.subject import Subject, SubjectOptions, load_subject
-from jobs.threat import Threat
-from workers.attacks import DDN, PGD, Adaptive, Attack, IterativeFGSM, PixelBeam
-from workers.attacks.norm_ball import Norm
+from jobs.launch import Where, WorkerHost
+from jobs.progress import say
+from jobs.subject import SubjectOptions, load_subject
+from jobs.threat import DetectorThreat
 from workers.errors import WrongInput
 from workers.files import write_whole
-from workers.images import Dataset
-from workers.places import Place
-from workers.results import Status
 from workers.sources import load_data
 from workers.versions import versions
 
 if TYPE_CHECKING:
-    from analysis.detection import AttackRows, DetectorReport
+    from analysis.detection import DetectorReport
+    from jobs.detection import Detection
 
-__all__ = ["app"]
+__all__ = ["Question", "app"]
 
 app = App(
     name="detect",
@@ -49,17 +40,11 @@ app = App(
     """,
     help_epilogue=examples(
         "brittle detect vae-kl --model MODEL --data mnist --out D",
-        "brittle detect vae-kl magnet classifier-kl,code_size=16 --model MODEL --data mnist --networks NETWORKS --out D",
+        "brittle detect vae-kl magnet vae-error,code_size=16 --model MODEL --data mnist --networks NETWORKS --out D",
         "brittle detect my_module:my_detector --model MODEL --data mnist --norm linf --epsilon 0.1 --out D",
         "brittle detect magnet --model MODEL --data mnist --require holds --out D",
     ),
 )
-
-SHIFTED = 1000
-"""Test images that harmless shifts are tried on."""
-
-RATIO = 1.5
-"""The default threat reaches so many times the median L2 distance at which the undefended classifier falls."""
 
 
 class Question(BaseModel):
@@ -74,72 +59,6 @@ class Question(BaseModel):
     )
     require: str | None = Field(None, pattern="^holds$", description="holds: exit code 1 unless every detector does.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split of images and of every draw.")
-
-
-class DetectorThreat(Threat):
-    """What an attacker may do to an image; without a norm and ε, move it as far as the undefended classifier needs."""
-
-    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; l2 when absent.")
-    epsilon: float | None = Field(
-        None,
-        gt=0,
-        description=f"ε, for pixels in [0, 1]; {RATIO} times the median distance at which the undefended classifier "
-        "falls when absent, in L2.",
-    )
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
-            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
-        if self.norm == "linf" and self.epsilon is None:
-            raise WrongInput("--epsilon: must be given with --norm linf")
-        return self
-
-    @property
-    def ball(self) -> tuple[Norm, float]:
-        assert self.epsilon is not None
-        return self.norm or "l2", self.epsilon
-
-
-@dataclass(frozen=True)
-class Search:
-    """An attack of a detection's evaluation.
-
-    Attributes:
-        name: in the table, and of the run's folder.
-        kind: ``naive``, ``minimal-norm`` or ``few-pixel`` on the classifier alone; ``adaptive`` on both.
-        attack: the method.
-    """
-
-    name: str
-    kind: str
-    attack: Attack
-
-
-def naive_searches(threat: DetectorThreat) -> list[Search]:
-    """What is tried by an attacker who does not know of a detector."""
-    more = []
-    if threat.epsilon is not None:
-        norm, epsilon = threat.ball
-        more.append(Search(f"pgd-{norm}", "naive", PGD(norm=norm, epsilon=epsilon, steps=40)))
-    return [
-        Search("ifgsm", "naive", IterativeFGSM(steps=300)),
-        *more,
-        Search("ddn", "minimal-norm", DDN(steps=100)),
-        Search("pixel-beam", "few-pixel", PixelBeam(pixels=threat.pixels or 5, width=1)),
-    ]
-
-
-def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
-    """What is tried by one who does."""
-    norm = threat.norm or "l2"
-    return [
-        *(
-            Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps))
-            for form in ("joint", "selective", "orthogonal", "matching")
-        ),
-        Search("adaptive-beam", "adaptive", PixelBeam(pixels=threat.pixels or 5, width=1)),
-    ]
 
 
 @app.default
@@ -164,6 +83,9 @@ def detect(
         training_data: What detectors are trained on; the train split of --data when absent.
         foreign: Other images, of which no detector knows; fashion-mnist for mnist and the reverse when absent.
     """
+    from jobs.detection import Detection
+    from jobs.guard import Named, split_images
+
     threat, question = threat or DetectorThreat(), question or Question()
     if not detectors:
         raise WrongInput("DETECTORS: expected the name of one at least")
@@ -177,7 +99,9 @@ def detect(
     split = split_images(len(loaded.dataset), question.seed)
     training = load_data(training_data or subject.data, None if training_data else "train", say=say)
     if training.shape != loaded.dataset.shape:
-        raise WrongInput(f"--training-data: images are {training.shape}, those of {loaded.dataset.name} are {loaded.dataset.shape}")
+        raise WrongInput(
+            f"--training-data: images are {training.shape}, those of {loaded.dataset.name} are {loaded.dataset.shape}"
+        )
     asked = {
         "detectors": {one.text: one.describe() for one in named},
         **threat.model_dump(mode="json"),
@@ -193,70 +117,43 @@ def detect(
     with folder.locked(), host:
         if not folder.exists:
             folder.create(asked)
-        detection = _Detection(
+        detection = Detection(
             loaded, training, split, folder, networks or out / "networks", host, threat, question, foreign
         )
         detection.attack_naively()
         reports = [detection.report(one) for one in named]
-    return conclude(folder, reports, detection.threat, question)
+    return conclude(folder, reports, detection)
 
 
-@dataclass
-class _Detection:
-    """An evaluation while it runs.
+def conclude(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> int:
+    """Writes verdict and page, tells both, and says how the command ends."""
+    from analysis.detection import to_json
+    from analysis.page.detection import render_detection
 
-    Attributes:
-        threat: what is judged; its ε is known once the undefended classifier has been attacked.
-    """
+    question = detection.question
+    verdict = {"threat": detection.threat.describe(), "detectors": [to_json(report) for report in reports]}
+    write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
+    page = render_detection(reports, model=detection.subject.recipe.reference, data=detection.subject.dataset.name)
+    write_whole(folder.page, page.encode())
+    for report in reports:
+        print(f"{report.name}: {report.judgement.verdict}")
+        for reason in report.judgement.reasons:
+            print(f"  {reason}")
+        print(f"  {'attack':<20} {'success':>8} {'L2':>6} {'TPR at 5 %':>11} {'at 1 %':>7} {'fooled, unflagged':>18}")
+        for found in report.cells:
+            tprs = [f"{at.tpr.value:.1%}" if at.tpr else "–" for at in found.at]
+            length = "–" if found.l2 is None else f"{found.l2:.2f}"
+            evaded = found.at[0].evaded.value
+            print(
+                f"  {found.name:<20} {found.success.value or 0:>8.1%} {length:>6} {tprs[0]:>11} {tprs[1]:>7} "
+                f"{'–' if evaded is None else f'{evaded:.1%}':>18}"
+            )
+    print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
+    holds = all(report.judgement.verdict == "holds" for report in reports)
+    return Exit.FAILED if question.require and not holds else Exit.DONE
 
-    subject: Subject
-    training: Dataset
-    split: Split
-    folder: FrozenFolder
-    networks: Path
-    host: WorkerHost
-    threat: DetectorThreat
-    question: Question
-    foreign: str | None
 
-    @cached_property
-    def ids(self) -> np.ndarray:
-        """int64 ids of the attacked images: of the test part, classified right."""
-        return self.split.test[self.subject.correct[self.split.test]][: self.question.limit]
+if __name__ == "__main__":
+    from jobs.main import main
 
-    def attack_naively(self) -> None:
-        """Attacks the classifier alone, and fixes the threat where it was left open.
-
-        Raises:
-            WrongInput: when no image is classified right, or none falls.
-        """
-        if not len(self.ids):
-            raise WrongInput("no image is left to attack: the model classifies none of the test part correctly")
-        self.naive = naive_searches(self.threat)
-        for search in self.naive:
-            self._launch(search, self.subject, self.folder.path / "runs" / search.name)
-        if self.threat.pixels is None and self.threat.epsilon is None:
-            rows = self._rows(self.folder.path / "runs" / "ddn")
-            fallen = rows["l2"].to_numpy()[rows["success"].to_numpy(zero_copy_only=False)]
-            if not len(fallen):
-                raise WrongInput("--epsilon: must be given, as the classifier itself did not fall to a single search")
-            self.threat = DetectorThreat(norm="l2", epsilon=round(float(RATIO * np.median(fallen)), 3))
-            say(f"the threat: {self.threat}, {RATIO} times the median at which the classifier alone falls")
-
-    def _launch(self, search: Search, subject: Subject, place: Path) -> None:
-        """Runs a search, or what is left of it."""
-        launch(
-            (search.attack,),
-            subject,
-            Selection(seed=self.question.seed),
-            Place.of(place),
-            self.host,
-            ids=self.ids,
-            title=f"{place.parent.parent.name}: {search.name}",
-        )
-
-    def _rows(self, place: Path) -> "pa.Table":
-        """The rows of a run that came to an end, their images included."""
-        folder = RunFolder(Place.of(place))
-        (table,) = folder.tables(folder.plan())
-        return table.filter(pc.not_equal(table["status"].cast("string"), str(Status.FAILED)))
+    sys.exit(main(["detect", *sys.argv[1:]]))

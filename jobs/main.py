@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app(arguments: Sequence[str]) -> App:
-    from jobs import attack, compact, data, evaluate, report, run, status, train, verify
+    from jobs import attack, compact, data, detect, evaluate, report, run, status, train, verify
 
     app = App(
         name="brittle",
@@ -59,7 +59,7 @@ def _app(arguments: Sequence[str]) -> App:
         version=_version,
         result_action="return_value",
     )
-    for module in (data, train, attack, evaluate, verify, status, report, compact, run):
+    for module in (data, train, attack, evaluate, detect, verify, status, report, compact, run):
         app.command(module.app)
     if len(arguments) > 1 and arguments[0] == "attack":
         attack.add_named(arguments[1])

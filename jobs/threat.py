@@ -9,10 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from jobs.subject import Subject
 from workers.attacks import (
     APGD,
+    DDN,
     FGSM,
     PGD,
+    Adaptive,
     Attack,
     DifferentialEvolution,
+    IterativeFGSM,
     OnePixelExact,
     PixelBeam,
     RandomPixels,
@@ -22,7 +25,10 @@ from workers.attacks import (
 from workers.attacks.norm_ball import Norm
 from workers.errors import WrongInput
 
-__all__ = ["Stage", "Threat", "fitting"]
+__all__ = ["DetectorThreat", "Search", "Stage", "Threat", "adaptive_searches", "fitting", "naive_searches"]
+
+RATIO = 1.5
+"""The default threat reaches so many times the median L2 distance at which the undefended classifier falls."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +128,69 @@ def fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...
     if not fit:
         raise next(iter(refused.values()))
     return tuple(fit), {name: f"left out: {str(error).split(': ', 1)[-1]}" for name, error in refused.items()}
+
+
+class DetectorThreat(Threat):
+    """What an attacker may do to an image; without a norm and ε, move it as far as the undefended classifier needs."""
+
+    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; l2 when absent.")
+    epsilon: float | None = Field(
+        None,
+        gt=0,
+        description=f"ε, for pixels in [0, 1]; {RATIO} times the median distance at which the undefended classifier "
+        "falls when absent, in L2.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
+            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
+        if self.norm == "linf" and self.epsilon is None:
+            raise WrongInput("--epsilon: must be given with --norm linf")
+        return self
+
+    @property
+    def ball(self) -> tuple[Norm, float]:
+        assert self.epsilon is not None
+        return self.norm or "l2", self.epsilon
+
+
+@dataclass(frozen=True)
+class Search:
+    """An attack of a detection's evaluation.
+
+    Attributes:
+        name: in the table, and of the run's folder.
+        kind: ``naive``, ``minimal-norm`` or ``few-pixel`` on the classifier alone; ``adaptive`` on both.
+        attack: the method.
+    """
+
+    name: str
+    kind: str
+    attack: Attack
+
+
+def naive_searches(threat: DetectorThreat) -> list[Search]:
+    """What is tried by an attacker who does not know of a detector."""
+    more = []
+    if threat.epsilon is not None:
+        norm, epsilon = threat.ball
+        more.append(Search(f"pgd-{norm}", "naive", PGD(norm=norm, epsilon=epsilon, steps=40)))
+    return [
+        Search("ifgsm", "naive", IterativeFGSM(steps=300)),
+        *more,
+        Search("ddn", "minimal-norm", DDN(steps=100)),
+        Search("pixel-beam", "few-pixel", PixelBeam(pixels=threat.pixels or 5, width=1)),
+    ]
+
+
+def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
+    """What is tried by one who does."""
+    norm = threat.norm or "l2"
+    return [
+        *(
+            Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps))
+            for form in ("joint", "selective", "orthogonal", "matching")
+        ),
+        Search("adaptive-beam", "adaptive", PixelBeam(pixels=threat.pixels or 5, width=1)),
+    ]

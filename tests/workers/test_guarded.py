@@ -1,6 +1,7 @@
 """A classifier behind a detector: one model, written and read, that any attack can search."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def recipe_of(kind: str, folder: Path) -> ModelRecipe:
     (folder / f"{kind}_model.py").write_text(
         f"from tests.conftest import random_model\ndef make():\n    return random_model({kind!r}, 1)[0]\n"
     )
+    sys.modules.pop(f"{kind}_model", None)  # another test's, of another folder
     return read_model(f"{kind}_model:make")
 
 
@@ -101,10 +103,16 @@ def test_success_is_fooled_and_not_flagged(attack: Attack, guarded: Guarded) -> 
         fooled = guarded(inputs).argmax(dim=1).numpy() != labels
         flagged = guarded.excess(inputs).numpy() > 0
     assert np.array_equal(found.success, fooled & ~flagged)
-    assert found.success.any()
     assert np.array_equal(found.adversarial_prediction != labels, fooled)
     assert np.array_equal(found.clean_prediction, labels)
     assert not (found.status == Status.ALREADY_WRONG).any()
+
+
+def test_every_form_evades_on_most_images(guarded: Guarded) -> None:
+    images, labels = images_for(guarded)
+    for form in ("joint", "selective", "orthogonal", "matching"):
+        found = Adaptive(form=form, steps=60)(guarded, images, labels)  # type: ignore[arg-type]
+        assert found.success.mean() > 0.8, form
 
 
 @pytest.mark.parametrize("attack", [PGD(epsilon=0.2, steps=8), PixelBeam(pixels=2), Adaptive(steps=8)])
@@ -175,7 +183,7 @@ def test_the_smallest_change_is_the_projection_on_both_half_spaces(form: Any) ->
     both = np.linalg.solve(gram, need.T).T
     best = np.where((both > 0).all(axis=1), np.sqrt((both * need).sum(axis=1).clip(min=0)), need.max(axis=1))
     assert (found.distances.l2 >= best - 0.02).all()
-    assert np.median(found.distances.l2 / best) < 1.1
+    assert np.median(found.distances.l2 / best) < 1.05
 
 
 class Broken(Detector):
@@ -186,17 +194,19 @@ class Broken(Detector):
         return torch.where(bright < 0.5, torch.nan, -bright)
 
 
-def test_an_image_without_a_score_is_flagged() -> None:
+def test_an_image_without_a_score_is_not_flagged() -> None:
+    """It is above no threshold, so whoever deploys the detector lets it through."""
     model, shape, _ = random_model("grey", 1)
-    guarded = Guarded(model, Broken(model), threshold=0.0, scale=1.0, guides=torch.zeros(1, 4))
-    dark, bright = torch.full((1, *shape), 0.1), torch.full((1, *shape), 0.9)
-    assert guarded.excess(torch.cat([dark, bright])).sign().tolist() == [1, -1]
+    guarded = Guarded(model, Broken(model), threshold=-0.8, scale=1.0, guides=torch.zeros(1, 4)).eval()
+    dark, bright = torch.full((1, *shape), 0.1), torch.full((1, *shape), 0.7)
+    assert guarded.excess(torch.cat([dark, bright])).sign().tolist() == [-1, 1]
     images = torch.cat([dark, bright]).mul(255).round().to(torch.uint8)
-    labels = guarded(images.float() / 255).argmax(dim=1)
-    found = Adaptive(steps=10)(guarded, images, labels)
+    with torch.no_grad():
+        labels = guarded(images.float() / 255).argmax(dim=1)
+    found = Adaptive(steps=20)(guarded, images, labels)
     with torch.no_grad():
         flagged = guarded.excess(torch.from_numpy(found.adversarial).float() / 255) > 0
-    assert not (found.success & flagged.numpy()).any()
+    assert np.array_equal(found.success, (found.adversarial_prediction != labels.numpy()) & ~flagged.numpy())
 
 
 def test_random_scores_are_taken_at_their_upper_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,13 +16,13 @@ from workers.files import write_whole
 if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
 
-__all__ = ["ALARM", "DRAWS", "Guarded", "Judged", "build_guarded", "write_guarded"]
+__all__ = ["DRAWS", "Guarded", "Judged", "build_guarded", "write_guarded"]
 
 DRAWS = 4
 """Fixed draws of a random detector that a search averages over."""
 
-ALARM = 1e6
-"""Excess that stands for a score that is not a number: an image that the detector cannot score is not let through."""
+FAR = 1e6
+"""Excess that stands for an infinite one; −`FAR` for a score that is not a number, which is above no threshold."""
 
 
 class Guarded(nn.Module):
@@ -78,7 +78,7 @@ class Guarded(nn.Module):
         if self.stand_in is not None:  # its gradient, the detector's value
             other = self.stand_in(images)
             score = other + (score - other).detach()
-        return ((score - self.threshold) / self.scale).nan_to_num(ALARM, posinf=ALARM, neginf=-ALARM)
+        return ((score - self.threshold) / self.scale).nan_to_num(-FAR, posinf=FAR, neginf=-FAR)
 
     def _noises(self, images: Tensor) -> list[Tensor | None]:
         """The fixed draws, each the same for all images."""

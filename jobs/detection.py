@@ -1,0 +1,420 @@
+"""The evaluation of detectors: naive and adaptive searches, scores of what they found, checks, and a report of each."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from analysis import detection as reading
+from analysis.detection import AttackRows, Check, DetectorReport, Example, FalseAlarms, Kind, SeedNumbers, ShiftRow
+from analysis.replay import stored_images
+from analysis.shifts import SHIFTS
+from analysis.statistics import Rate
+from cluster.store import RunFolder
+from jobs.frozen import FrozenFolder
+from jobs.guard import Guard, Named, Split, guard, score
+from jobs.launch import Selection, WorkerHost, launch
+from jobs.progress import progress, say
+from jobs.subject import Subject
+from jobs.threat import RATIO, DetectorThreat, Search, adaptive_searches, naive_searches
+from workers.attacks import Adaptive, Attack
+from workers.detectors.scoring import fresh_noise
+from workers.errors import WrongInput
+from workers.evaluation.dense import DenseEvaluator
+from workers.images import Dataset
+from workers.losses import cotangents
+from workers.places import Place
+from workers.results import Status, distances
+from workers.sources import NAMES, load_data
+
+if TYPE_CHECKING:
+    from jobs.detect import Question
+
+__all__ = ["Detection"]
+
+SHIFTED = 1000
+"""Test images that harmless shifts are tried on."""
+
+DOUBLED = 50
+"""Attacked images that checks of the attacks are made on."""
+
+EXAMPLES = 2
+"""Images of each attack that the page shows."""
+
+FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
+
+SEED_THRESHOLD = 0.3
+"""Where the original experiment put it."""
+
+
+@dataclass
+class Detection:
+    """An evaluation while it runs.
+
+    Attributes:
+        threat: what is judged; its ε is known once the undefended classifier has been attacked.
+    """
+
+    subject: Subject
+    training: Dataset
+    split: Split
+    folder: FrozenFolder
+    networks: Path
+    host: WorkerHost
+    threat: DetectorThreat
+    question: "Question"
+    foreign: str | None
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """int64 ids of the attacked images: of the test part, classified right."""
+        return self.split.test[self.subject.correct[self.split.test]][: self.question.limit]
+
+    def attack_naively(self) -> None:
+        """Attacks the classifier alone, and fixes the threat where it was left open.
+
+        Raises:
+            WrongInput: when no image is classified right, or none falls.
+        """
+        if not len(self.ids):
+            raise WrongInput("no image is left to attack: the model classifies none of the test part correctly")
+        self.naive = naive_searches(self.threat)
+        for search in self.naive:
+            self._launch(search, self.subject, self.folder.path / "runs" / search.name)
+        if self.threat.pixels is None and self.threat.epsilon is None:
+            rows = self._rows(self.folder.path / "runs" / "ddn")
+            fallen = rows["l2"].to_numpy()[rows["success"].to_numpy(zero_copy_only=False)]
+            if not len(fallen):
+                raise WrongInput("--epsilon: must be given, as the classifier itself did not fall to a single search")
+            self.threat = DetectorThreat(norm="l2", epsilon=round(float(RATIO * np.median(fallen)), 3))
+            say(f"the threat: {self.threat}, {RATIO} times the median at which the classifier alone falls")
+
+    def report(self, named: Named) -> DetectorReport:
+        """Brings a detector to its verdict.
+
+        Raises:
+            WrongInput: for a detector that cannot take these images.
+            Interrupted: when stopped; the same command resumes.
+        """
+
+        place, labels = self.folder.path / named.folder, self.subject.dataset.labels
+        one = guard(named, self.subject, self.training, self.split, place, self.networks, self.question.seed)
+        clean = one.test
+        right = clean["prediction"].to_numpy() == labels[clean["image_id"].to_numpy()]
+        scores = clean["score"].to_numpy()
+        thresholds = tuple(one.thresholds.values())
+        alarms = tuple(reading.false_alarms(threshold, scores, right) for threshold in thresholds)
+        attacks = [self._attacked(one, search, self.subject) for search in self.naive]
+        adaptive, checks = [], []
+        if one.subject is not None:
+            searches = adaptive_searches(self.threat, self.question.steps)
+            for search in searches:
+                self._launch(search, one.subject, place / "runs" / search.name)
+            adaptive = [self._attacked(one, search, one.subject) for search in searches]
+            checks = self._checks(one, [*attacks, *adaptive], alarms)
+        attacks += adaptive
+        calibration = one.calibration["score"].to_numpy()
+        with progress(len(attacks), f"{named.text}: intervals", "attacks") as bar:
+            cells = []
+            for attack in attacks:
+                cells.append(reading.cell(attack, calibration, scores[right], seed=self.question.seed))
+                bar.advance(1, attack.name)
+        headlines = tuple(reading.headline(attacks, self.judged, threshold) for threshold in thresholds)
+        judgement = reading.judge_detector(
+            headlines[0], thresholds[0], checks, adaptive=bool(adaptive), tolerance=self.question.tolerance
+        )
+        if one.stand_in is not None:
+            judgement = judgement.because(
+                f"the detector gives no gradients: a stand-in that explains {one.stand_in:.0%} of the variance of its "
+                "scores lent its own"
+            )
+        return DetectorReport(
+            name=named.text,
+            paper=named.recipe.PAPER,
+            judgement=judgement,
+            alarms=alarms,
+            cells=tuple(cells),
+            headlines=headlines,
+            checks=tuple(checks),
+            tolerance=self.question.tolerance,
+            shifts=self._shifts(one),
+            scores={"clean": scores} | {attack.name: attack.score[attack.success] for attack in attacks},
+            seed=self._seed_numbers(one),
+            examples=self._examples(one, attacks),
+        )
+
+    @property
+    def judged(self) -> reading.Threat:
+        """The threat as analysis has it."""
+
+        return reading.Threat(**self.threat.describe())
+
+    def _attacked(self, one: Guard, search: Search, subject: Subject) -> AttackRows:
+        """A run's images under the detector, on draws that the search has not seen."""
+
+        own = subject is not self.subject
+        folder = self.folder.path / one.named.folder
+        rows = self._rows((folder if own else self.folder.path) / "runs" / search.name)
+        ids, images = rows["image_id"].to_numpy(), stored_images(rows)
+        found = score(
+            one.named, one.detector, images, ids, folder / "scores" / f"{search.name}.parquet", self.question.seed
+        )
+        clean = one.test.take(pc.index_in(rows["image_id"], one.test["image_id"]))
+        label, prediction = rows["label"].to_numpy(), found["prediction"].to_numpy()
+        bare = rows["adversarial_prediction"].to_numpy()
+        if own and one.detector.repairs:
+            bare = DenseEvaluator(self.subject.model).logits(torch.from_numpy(images)).argmax(dim=1).numpy()
+        clean_prediction = clean["prediction"].to_numpy()
+        return AttackRows(
+            name=search.name,
+            strength=_strength(search.attack),
+            targeted=False,
+            kind=Kind(search.kind),
+            image_id=ids,
+            label=label,
+            clean_prediction=clean_prediction,
+            prediction=prediction,
+            fooled=prediction != label,
+            score=found["score"].to_numpy(),
+            clean_score=clean["score"].to_numpy(),
+            l0=rows["l0"].to_numpy(),
+            l2=rows["l2"].to_numpy(),
+            linf=rows["linf"].to_numpy(),
+            attempted=clean_prediction == label,
+            bare_prediction=bare,
+            bare_clean_prediction=label,  # what is attacked is classified right
+        )
+
+    def _checks(self, one: Guard, attacks: list[AttackRows], alarms: Sequence[FalseAlarms]) -> list[Check]:
+        """Whether the attacks behaved as sound ones do."""
+        assert one.subject is not None
+        threshold, place = one.thresholds[0.05], self.folder.path / one.named.folder
+        adaptive = [attack for attack in attacks if attack.kind == reading.Kind.ADAPTIVE]
+        best = max(adaptive[:4], key=lambda attack: int(attack.evaded(threshold, self.judged).sum()))
+        form = best.name.removeprefix("adaptive-")
+        search = Search(
+            f"doubled-{form}",
+            "adaptive",
+            Adaptive(form=form, norm=self.threat.norm or "l2", steps=2 * self.question.steps),
+        )
+        self._launch(search, one.subject, place / "runs" / search.name, self.ids[:DOUBLED])
+        doubled = self._attacked(one, search, one.subject)
+        noise = self._noise(one)
+        anywhere = np.zeros(len(best), dtype=bool)
+        for attack in adaptive[:4]:
+            anywhere |= attack.evaded(threshold)
+        checks = [
+            reading.gradients_present(self._without_gradient(one)),
+            reading.steps_suffice(best, doubled, self.judged, threshold),
+            reading.unbounded_succeeds(Rate(int((anywhere & best.attempted).sum()), int(best.attempted.sum()))),
+            reading.adaptive_unbeaten([*attacks, noise], self.judged, threshold),
+        ]
+        return [*checks, *(reading.false_alarms_as_stated(alarm) for alarm in alarms)]
+
+    def _launch(self, search: Search, subject: Subject, place: Path, ids: np.ndarray | None = None) -> None:
+        """Runs a search on the attacked images or some of them, or what is left of it."""
+        launch(
+            (search.attack,),
+            subject,
+            Selection(seed=self.question.seed),
+            Place.of(place),
+            self.host,
+            ids=self.ids if ids is None else ids,
+            title=f"{place.parent.parent.name}: {search.name}",
+        )
+
+    def _rows(self, place: Path) -> pa.Table:
+        """The rows of a run that came to an end, their images included."""
+        folder = RunFolder(Place.of(place))
+        (table,) = folder.tables(folder.plan())
+        return table.filter(pc.not_equal(table["status"].cast("string"), str(Status.FAILED)))
+
+    def _noise(self, one: Guard) -> AttackRows:
+        """Random directions as long as the threat allows, which must not do better than a search."""
+
+        images = self.subject.dataset.images[self.ids]
+        streams = [np.random.default_rng([self.question.seed, 2, int(image)]) for image in self.ids]
+        change = np.stack([stream.standard_normal(images.shape[1:]) for stream in streams])
+        if self.threat.pixels is not None:
+            levels = images.reshape(*images.shape[:2], -1).copy()
+            for row, stream in enumerate(streams):
+                where = stream.choice(levels.shape[2], min(self.threat.pixels, levels.shape[2]), replace=False)
+                levels[row][:, where] = stream.integers(0, 256, (levels.shape[1], len(where)))
+            noisy = levels.reshape(images.shape)
+        else:
+            norm, epsilon = self.threat.ball
+            if norm == "l2":
+                change *= epsilon / np.sqrt((change**2).sum(axis=(1, 2, 3), keepdims=True))
+            else:
+                change = epsilon * np.sign(change)
+            noisy = images + np.fix(255 * change).astype(np.int64)
+            noisy = noisy.clip(0, 255).astype(np.uint8)
+        kept = self.folder.path / one.named.folder / "scores" / "noise.parquet"
+        found = score(one.named, one.detector, noisy, self.ids, kept, self.question.seed)
+        clean = one.test.take(pc.index_in(pa.array(self.ids), one.test["image_id"]))
+        label, prediction = self.subject.dataset.labels[self.ids], found["prediction"].to_numpy()
+        moved, clean_prediction = distances(images, noisy), clean["prediction"].to_numpy()
+        return AttackRows(
+            name="noise",
+            strength=str(self.threat),
+            targeted=False,
+            kind=Kind.NOISE,
+            image_id=self.ids,
+            label=label,
+            clean_prediction=clean_prediction,
+            prediction=prediction,
+            fooled=prediction != label,
+            score=found["score"].to_numpy(),
+            clean_score=clean["score"].to_numpy(),
+            l0=moved.l0,
+            l2=moved.l2,
+            linf=moved.linf,
+            attempted=clean_prediction == label,
+        )
+
+    def _without_gradient(self, one: Guard) -> Rate:
+        """Attacked images at which the loss of the pair has a gradient of zero everywhere."""
+        assert one.subject is not None
+        images = torch.from_numpy(self.subject.dataset.images[self.ids[:DOUBLED]])
+        labels = torch.from_numpy(self.subject.dataset.labels[self.ids[:DOUBLED]])
+
+        _, (gradient,) = DenseEvaluator(one.subject.model).gradients(
+            images, lambda logits, part: [cotangents("ce", logits, labels[part], None)]
+        )
+        zero = ~gradient.flatten(1).any(dim=1) | ~gradient.flatten(1).isfinite().all(dim=1)
+        return Rate(int(zero.sum()), len(zero))
+
+    def _shifts(self, one: Guard) -> tuple[ShiftRow, ...]:
+        """Alarms on harmless shifts and on foreign images, beside the classifier's own error."""
+
+        ids = self.split.test[:SHIFTED]
+        images, labels = self.subject.dataset.images[ids], self.subject.dataset.labels[ids]
+        populations = [
+            (one_shift.name, one_shift.strength, one_shift(images, ids, seed=self.question.seed), ids)
+            for one_shift in SHIFTS
+        ]
+        found = []
+        for name, strength, shifted, theirs in populations:
+            kept = self.folder.path / one.named.folder / "scores" / f"shift-{_slug(name, strength)}.parquet"
+            table = score(one.named, one.detector, shifted, theirs, kept, self.question.seed)
+            wrong = int((table["prediction"].to_numpy() != labels).sum())
+            found.append(ShiftRow(name, strength, self._alarms(one, table), Rate(wrong, len(table))))
+        if self.others is not None:
+            kept = self.folder.path / one.named.folder / "scores" / "foreign.parquet"
+            table = score(
+                one.named,
+                one.detector,
+                self.others.images[:SHIFTED],
+                np.arange(min(SHIFTED, len(self.others))),
+                kept,
+                self.question.seed,
+            )
+            found.append(ShiftRow(self.others.name, "foreign images", self._alarms(one, table), None))
+        return tuple(found)
+
+    def _alarms(self, one: Guard, table: pa.Table) -> tuple[Rate, ...]:
+        return tuple(threshold.alarms(table["score"].to_numpy()) for threshold in one.thresholds.values())
+
+    @cached_property
+    def others(self) -> Dataset | None:
+        """Images of another kind, of the same shape; None where there are none."""
+        name = self.foreign or FOREIGN.get(self.subject.dataset.name.partition(" ")[0])
+        if name is None:
+            return None
+        try:
+            found = load_data(name, "test" if name in NAMES else None, say=say)
+        except WrongInput as error:
+            if self.foreign:
+                raise
+            say(f"no foreign images: {error}")
+            return None
+        if found.shape != self.subject.dataset.shape:
+            raise WrongInput(f"--foreign: images are {found.shape}, those of --data are {self.subject.dataset.shape}")
+        return found
+
+    def _seed_numbers(self, one: Guard) -> SeedNumbers | None:
+        """What the original experiment reported, of a detector that reconstructs."""
+
+        images = self.subject.dataset.images[self.ids[:1]]
+        drawn = fresh_noise(one.detector, self.ids[:1], seed=self.question.seed, purpose="shape")
+        if self._again(one, images, drawn) is None:
+            return None
+        rows = self._rows(self.folder.path / "runs" / "ifgsm")
+        ids, labels = rows["image_id"].to_numpy(), rows["label"].to_numpy()
+        noise = fresh_noise(one.detector, ids, seed=self.question.seed, purpose="reconstructions")
+        right = {}
+        for name, pictures in (("adversarial", stored_images(rows)), ("clean", self.subject.dataset.images[ids])):
+            again = self._again(one, pictures, noise)
+            assert again is not None
+            logits = DenseEvaluator(self.subject.model).logits(torch.from_numpy(again).float())
+            right[name] = Rate(int((logits.argmax(dim=1).numpy() == labels).sum()), len(ids))
+        adversarial = self._attacked(one, self.naive[0], self.subject)
+        return SeedNumbers(
+            adversarial=Rate(int((rows["adversarial_prediction"].to_numpy() == labels).sum()), len(ids)),
+            adversarial_reconstructed=right["adversarial"],
+            clean_reconstructed=right["clean"],
+            flagged=Rate(int((adversarial.score > SEED_THRESHOLD).sum()), len(ids)),
+            clean_flagged=Rate(int((one.test["score"].to_numpy() > SEED_THRESHOLD).sum()), len(one.test)),
+            at=SEED_THRESHOLD,
+        )
+
+    def _again(self, one: Guard, images: np.ndarray, noise: np.ndarray | None) -> np.ndarray | None:
+        """Reconstructions float ``[n, C, H, W]`` in [0, 1]; None where the detector has none."""
+        parts = []
+        with torch.no_grad():
+            for start in range(0, len(images), 64):
+                inputs = torch.from_numpy(images[start : start + 64]).float().div(255)
+                drawn = None if noise is None else torch.from_numpy(noise[start : start + 64])
+                found = one.detector.reconstruct(inputs, drawn)
+                if found is None:
+                    return None
+                parts.append(found.numpy())
+        return np.concatenate(parts)
+
+    def _examples(self, one: Guard, attacks: Sequence[AttackRows]) -> tuple[Example, ...]:
+        """Two images of each attack, those that evade first."""
+
+        found = []
+        threshold = one.thresholds[0.05]
+        for attack in attacks:
+            evaded = attack.evaded(threshold)
+            chosen = np.concatenate([np.flatnonzero(evaded), np.flatnonzero(attack.success & ~evaded)])[:EXAMPLES]
+            own = attack.name not in {search.name for search in self.naive}
+            rows = self._rows((self.folder.path / one.named.folder if own else self.folder.path) / "runs" / attack.name)
+            images, ids = stored_images(rows)[chosen], attack.image_id[chosen]
+            if not len(chosen):
+                continue
+            noise = fresh_noise(one.detector, ids, seed=self.question.seed, purpose="examples")
+            again = self._again(one, images, noise)
+            found += [
+                Example(
+                    attack=attack.name,
+                    image_id=int(ids[at]),
+                    label=int(attack.label[row]),
+                    prediction=int(attack.prediction[row]),
+                    clean_score=float(attack.clean_score[row]),
+                    score=float(attack.score[row]),
+                    clean=self.subject.dataset.images[ids[at]],
+                    adversarial=images[at],
+                    reconstruction=None if again is None else (again[at] * 255).round().astype(np.uint8),
+                )
+                for at, row in enumerate(chosen)
+            ]
+        return tuple(found)
+
+
+def _strength(attack: Attack) -> str:
+    """The parameters that say how much is tried."""
+    named = {"steps", "epsilon", "pixels", "width", "norm", "step_size"}
+    return ", ".join(f"{name} {value}" for name, value in attack.model_dump(mode="json").items() if name in named)
+
+
+def _slug(*words: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower()).strip("-")
