@@ -109,10 +109,10 @@ def test_gradient() -> None:
     torch.autograd.gradcheck(detector.predict, some, atol=1e-6)
 
 
-@pytest.mark.parametrize("architecture", ["I", "II"])
+@pytest.mark.parametrize("autoencoder", ["I", "II"])
 @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 8), (2, 9, 4)])
-def test_any_size(architecture: str, shape: tuple[int, int, int]) -> None:
-    model = MagNetNetwork(architecture=architecture).build(shape)
+def test_any_size(autoencoder: str, shape: tuple[int, int, int]) -> None:
+    model = MagNetNetwork(autoencoder=autoencoder).build(shape)
     again = model(torch.rand(2, *shape))
     assert again.shape == (2, *shape)
     assert (again > 0).all()

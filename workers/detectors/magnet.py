@@ -105,13 +105,13 @@ class MagNet(DetectorRecipe):
     rejected: float = Field(
         0.001, gt=0, lt=1, description="Share of training images above a detector's threshold, its unit in the score."
     )
-    epochs: int = Field(20, ge=1, le=10_000, description="Of each autoencoder's training.")
+    epochs: int = Field(15, ge=1, le=10_000, description="Of each autoencoder's training.")
     training_seed: int = Field(42, ge=0, lt=2**31, description="Of the autoencoders' training.")
 
     def networks(self) -> dict[str, Network]:
         return {
-            "first": MagNetNetwork(architecture="I", epochs=self.epochs, seed=self.training_seed),
-            "second": MagNetNetwork(architecture="II", epochs=self.epochs, seed=self.training_seed),
+            "first": MagNetNetwork(autoencoder="I", epochs=self.epochs, seed=self.training_seed),
+            "second": MagNetNetwork(autoencoder="II", epochs=self.epochs, seed=self.training_seed),
         }
 
     def build(self, classifier: nn.Module, shape: tuple[int, int, int]) -> MagNetDetector:

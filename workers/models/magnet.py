@@ -4,9 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Architecture", "MagNetAutoencoder"]
-
-Architecture = Literal["I", "II"]
+__all__ = ["MagNetAutoencoder"]
 
 
 class MagNetAutoencoder(nn.Module):
@@ -18,12 +16,12 @@ class MagNetAutoencoder(nn.Module):
 
     Args:
         channels: of the images; they may be of any size.
-        architecture: which of the two.
+        autoencoder: which of the two.
     """
 
-    def __init__(self, channels: int, architecture: Architecture) -> None:
+    def __init__(self, channels: int, autoencoder: Literal["I", "II"]) -> None:
         super().__init__()
-        pooled = architecture == "I"
+        pooled = autoencoder == "I"
         self.encoder = nn.Sequential(nn.Conv2d(channels, 3, 3, padding=1), nn.Sigmoid())
         self.decoder = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Sigmoid())
         if pooled:

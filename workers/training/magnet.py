@@ -1,13 +1,13 @@
 """The training of MagNet's autoencoders."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from workers.models.magnet import Architecture, MagNetAutoencoder
+from workers.models.magnet import MagNetAutoencoder
 from workers.training.networks import Network
 
 __all__ = ["MagNetNetwork"]
@@ -21,13 +21,13 @@ class MagNetNetwork(Network):
 
     NAME: ClassVar[str] = "magnet"
 
-    architecture: Architecture = Field("I", description="Autoencoder I or II of the paper's Table 1 for MNIST.")
+    autoencoder: Literal["I", "II"] = Field("I", description="Autoencoder I or II of the paper's Table 1 for MNIST.")
     noise: float = Field(0.1, ge=0, le=1, description="Standard deviation of the noise, on pixels in [0, 1].")
     batch_size: int = Field(256, ge=1, description="Images a step; an incomplete last batch is left out.")
     learning_rate: float = Field(1e-2, gt=0, le=1, description="Of the optimizer.")
 
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
-        return MagNetAutoencoder(shape[0], self.architecture)
+        return MagNetAutoencoder(shape[0], self.autoencoder)
 
     def optimizers(self, model: nn.Module) -> Sequence[torch.optim.Optimizer]:
         return [torch.optim.Adam(model.parameters(), lr=self.learning_rate)]
