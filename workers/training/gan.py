@@ -1,13 +1,12 @@
 """The training of a generative adversarial network, as `train_network` runs it."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from workers.errors import WrongInput
 from workers.models.gan import GAN
 from workers.training.networks import Network
 
@@ -31,14 +30,6 @@ class GANNetwork(Network):
     critic_updates: int = Field(3, ge=1, le=100, description="Updates of the critic for one of the generator.")
     penalty: float = Field(10.0, ge=0, le=1e6, description="λ, the weight of the gradient penalty.")
 
-    @model_validator(mode="after")
-    def _whole_parts(self) -> Self:
-        if self.batch_size % self.critic_updates:
-            raise WrongInput(
-                f"--batch-size: must be a multiple of the {self.critic_updates} critic updates, got {self.batch_size}"
-            )
-        return self
-
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         return GAN(*shape, code_size=self.code_size, filters=self.filters)
 
@@ -58,16 +49,16 @@ class GANNetwork(Network):
     ) -> float:
         assert isinstance(model, GAN)
         of_generator, of_critic = optimizers
-        part, distances = len(images) // self.critic_updates, []
-        for real in torch.split(images, part):
-            codes = torch.randn(part, self.code_size, generator=generator)
-            mix = torch.rand(part, 1, 1, 1, generator=generator)
+        parts, distances = torch.chunk(images, self.critic_updates), []
+        for real in parts:
+            codes = torch.randn(len(real), self.code_size, generator=generator)
+            mix = torch.rand(len(real), 1, 1, 1, generator=generator)
             loss, distance = model.critic_loss(real, codes, mix, self.penalty)
             of_critic.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             of_critic.step()
             distances.append(distance)
-        codes = torch.randn(part, self.code_size, generator=generator)
+        codes = torch.randn(len(parts[0]), self.code_size, generator=generator)
         of_generator.zero_grad()
         (-model.critic(model(codes)).mean()).backward()
         of_generator.step()
