@@ -1,6 +1,7 @@
 """Defense-GAN: an image stands for the nearest one that a generator of training images makes."""
 
-from typing import cast
+from collections.abc import Mapping
+from typing import Self, cast
 
 import torch
 from pydantic import Field
@@ -41,10 +42,16 @@ class DefenseGANDetector(Detector):
         super().__init__(classifier)
         self.gan, self.steps, self.step_size, self.momentum = gan, steps, step_size, momentum
         self.register_buffer("starts", torch.zeros(restarts, gan.code_size))
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, on_step: OnStep) -> None:
         starts = cast(Tensor, self.starts)
         starts.copy_(torch.randn(starts.shape, generator=torch.Generator().manual_seed(seed)))
+        self._last = None
+
+    def restore(self, state: Mapping[str, Tensor]) -> Self:
+        self._last = None
+        return super().restore(state)
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Mean squared distance to the projection, ``[n]``."""
@@ -58,10 +65,14 @@ class DefenseGANDetector(Detector):
         return self._projected(images) + (images - images.detach())
 
     def _projected(self, images: Tensor) -> Tensor:
-        """The projections, without a gradient."""
-        whole = images.new_zeros(len(images) + -len(images) % BLOCK, *images.shape[1:])
-        whole[: len(images)] = images.detach()
-        return torch.cat([self._descend(block) for block in torch.split(whole, BLOCK)])[: len(images)]
+        """The projections, without a gradient. The last ones are kept: a score and a prediction need the same."""
+        images = images.detach()
+        if self._last is None or not torch.equal(self._last[0], images):
+            whole = images.new_zeros(len(images) + -len(images) % BLOCK, *images.shape[1:])
+            whole[: len(images)] = images
+            found = torch.cat([self._descend(block) for block in torch.split(whole, BLOCK)])[: len(images)]
+            self._last = images.clone(), found
+        return self._last[1]
 
     def _descend(self, images: Tensor) -> Tensor:
         starts = cast(Tensor, self.starts)
