@@ -80,7 +80,7 @@ def test_a_score_is_the_regression_on_every_layer(kind: str) -> None:
         activations.append([layer.flatten(1).detach().numpy() for layer in (*layers, logits, logits.softmax(dim=1))])
     expected = detector.bias.item()
     for weight, points, reference in zip(detector.weight.tolist(), *activations, strict=True):
-        expected += weight * np.array(slow(points, reference, 5))
+        expected += weight * np.log(slow(points, reference, 5))
     assert detector.weight.abs().min() > 0
     assert detector.score(images).detach().numpy() == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
@@ -139,7 +139,7 @@ def test_wrong_input_is_one_line() -> None:
         LID().build(model, (1, 7, 6))
     with pytest.raises(WrongInput, match=r"--references: .* at most \d+ images fit"):
         LID(references=100_000).build(nn.Sequential(nn.Conv2d(1, 64, 1), nn.Flatten()), (1, 64, 64))
-    with pytest.raises(WrongInput, match="needs 500 reference images and 500 to attack, got 3"):
+    with pytest.raises(WrongInput, match="needs 100 reference images and 500 to attack, got 3"):
         LID().build(model, shape).fit(
             torch.zeros(3, *shape, dtype=torch.uint8), torch.zeros(3).long(), seed=0, on_step=print
         )

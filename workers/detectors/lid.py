@@ -59,6 +59,10 @@ class LIDDetector(Detector):
     but a fixed sample makes a score that can be computed again and differentiated. What is kept of it is the images:
     their activations are computed by `fit` and `restore`.
 
+    k is to be larger than the number of reference images of a class, as in the paper. Probabilities of clean images lie
+    next to those of their class and far from all others, which no longer shows when all neighbours are of the class.
+    The regression sees logarithms, as dimensionalities spread over six orders of magnitude; the paper's sees them raw.
+
     Args:
         classifier: what is guarded.
         shape: ``(C, H, W)`` of its images.
@@ -111,7 +115,7 @@ class LIDDetector(Detector):
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """The log-odds of being adversarial, ``[n]``."""
-        return self.dimensionalities(images) @ cast(Tensor, self.weight) + cast(Tensor, self.bias)
+        return self.dimensionalities(images).log() @ cast(Tensor, self.weight) + cast(Tensor, self.bias)
 
     def fit(self, images: Tensor, labels: Tensor, *, seed: int, on_step: OnStep) -> None:
         if len(images) < self.references + self.samples:
@@ -143,7 +147,7 @@ class LIDDetector(Detector):
             on_step(step, steps, "dimensionalities of clean, noisy and adversarial images")
             with torch.no_grad():
                 found += [self.dimensionalities(few.to(reference.device)).cpu() for few in torch.split(kind, AT_ONCE)]
-        weight, bias = _regression(torch.cat(found).double().numpy(), len(after))
+        weight, bias = _regression(torch.cat(found).log().double().numpy(), len(after))
         cast(Tensor, self.weight).copy_(torch.from_numpy(weight))
         cast(Tensor, self.bias).fill_(bias)
         on_step(steps, steps, "fitted")
@@ -206,8 +210,8 @@ class LID(DetectorRecipe):
 
     NAME, PAPER = "lid", "Ma et al. 2018"
 
-    references: int = Field(500, ge=2, le=100_000, description="Training images among which neighbours are sought.")
-    k: int = Field(20, ge=2, le=10_000, description="Neighbours.")
+    references: int = Field(100, ge=2, le=100_000, description="Training images among which neighbours are sought.")
+    k: int = Field(20, ge=2, le=10_000, description="Neighbours; more than reference images of a class.")
     samples: int = Field(500, ge=2, le=100_000, description="Training images that are attacked, for the regression.")
     attack: Maker = Field(
         "mixed",
