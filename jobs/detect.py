@@ -35,7 +35,8 @@ app = App(
     alone and with adaptive ones on both together, and judged: broken, holds or undecided, with the reasons, in
     verdict.json and on a page. Ended by a crash or Ctrl-C, the same command goes on; nothing finished is done again.
 
-    A detector is a name (NAMES), with parameters as vae-kl,code_size=8,epochs=5; or module:function, called with the
+    A detector is vae-kl (the seed's), vae-normalised-kl, vae-bernoulli-kl, vae-error, classifier-kl, classifier-jsd,
+    magnet, defense-gan, feature-squeezing or lid; a control: random, median-filter or max-softmax; with parameters as vae-kl,code_size=8,epochs=5; or module:function, called with the
     classifier, that returns an object with score(images) -> [n].
     """,
     help_epilogue=examples(

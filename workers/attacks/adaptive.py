@@ -46,11 +46,11 @@ class Adaptive(Attack):
 
     form: Form = Field("joint", description="How the gradients of classifier and detector are put together.")
     norm: Norm = Field("l2", description="What is made small: l2 (Euclidean length) or linf (largest change).")
-    steps: int = Field(200, ge=1, le=1_000_000, description="Steps.")
+    steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
     start: float = Field(
         1.0, gt=0, description="The first length of the change, on pixels in [0, 1]; a tenth for linf."
     )
-    gamma: float = Field(0.1, gt=0, lt=1, description="γ, the share by which the first steps change the length.")
+    gamma: float = Field(0.05, gt=0, lt=1, description="γ, the share by which the first steps change the length.")
     loss: Loss = Field("ce", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
 
     @property
@@ -99,6 +99,7 @@ class Adaptive(Attack):
             weight.clamp_(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
             share = self.gamma * ease**0.5
             length = torch.minimum(length * torch.where(state.reached, 1 - share, 1 + share), farthest)
+            length = length.minimum(smallest)  # what is longer than a success is of no use
             change = self._moved(change, direction, length, ease).add_(clean).clamp_(0, 255).sub_(clean)
             batch.generations[rows] += 1
 

@@ -3,7 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from workers.detectors.controls import MaxSoftmax, MedianFilter, RandomScore
+from workers.detectors.defense_gan import DefenseGAN
 from workers.detectors.detector import Detector, DetectorRecipe
+from workers.detectors.feature_squeezing import FeatureSqueezing
+from workers.detectors.lid import LID
+from workers.detectors.magnet import MagNet
 from workers.detectors.user import UserDetector
 from workers.detectors.vae import VAEKL, ClassifierJSD, ClassifierKL, VAEBernoulliKL, VAEError, VAENormalisedKL
 from workers.errors import WrongInput

@@ -21,6 +21,10 @@ __all__ = ["DRAWS", "Guarded", "Judged", "build_guarded", "write_guarded"]
 DRAWS = 4
 """Fixed draws of a random detector that a search averages over."""
 
+DEVIATIONS = 3
+"""By how many standard deviations of its scores an image is to be under the threshold: of fresh draws four in a hundred
+then are above it, by Student's t with three degrees of freedom."""
+
 FAR = 1e6
 """Excess that stands for an infinite one; −`FAR` for a score that is not a number, which is above no threshold."""
 
@@ -68,13 +72,13 @@ class Guarded(nn.Module):
     def excess(self, images: Tensor) -> Tensor:
         """How far images are over the threshold, float ``[n]`` in units of `scale`; above 0 they are flagged.
 
-        Of a random detector: the mean of its scores over fixed draws, and two standard deviations more, for an image
+        Of a random detector: the mean of its scores over fixed draws, and `DEVIATIONS` standard deviations more, for an image
         to be let through under fresh draws too.
         """
         scores = torch.stack([self.detector.score(images, noise) for noise in self._noises(images)]).float()
         score = scores[0]
         if len(scores) > 1:
-            score = scores.mean(dim=0) + 2 * (scores.var(dim=0) + 1e-12).sqrt()
+            score = scores.mean(dim=0) + DEVIATIONS * (scores.var(dim=0) + 1e-12).sqrt()
         if self.stand_in is not None:  # its gradient, the detector's value
             other = self.stand_in(images)
             score = other + (score - other).detach()
