@@ -36,8 +36,9 @@ app = App(
     verdict.json and on a page. Ended by a crash or Ctrl-C, the same command goes on; nothing finished is done again.
 
     A detector is vae-kl (the seed's), vae-normalised-kl, vae-bernoulli-kl, vae-error, classifier-kl, classifier-jsd,
-    magnet, defense-gan, feature-squeezing or lid; a control: random, median-filter or max-softmax; with parameters as vae-kl,code_size=8,epochs=5; or module:function, called with the
-    classifier, that returns an object with score(images) -> [n].
+    magnet, defense-gan, feature-squeezing or lid; a control: random, median-filter or max-softmax; with parameters as
+    vae-kl,code_size=8,epochs=5. Or it is yours: module:function, called with the classifier, that returns an object
+    with score(images) -> [n].
     """,
     help_epilogue=examples(
         "brittle detect vae-kl --model MODEL --data mnist --out D",

@@ -16,7 +16,22 @@ from workers.errors import WrongInput
 __all__ = ["DETECTORS", "Detector", "DetectorRecipe", "detector_named", "detector_recipe"]
 
 DETECTORS: dict[str, type[DetectorRecipe]] = {
-    recipe.NAME: recipe for recipe in (VAEKL, VAENormalisedKL, VAEBernoulliKL, VAEError, ClassifierKL, ClassifierJSD)
+    recipe.NAME: recipe
+    for recipe in (
+        VAEKL,
+        VAENormalisedKL,
+        VAEBernoulliKL,
+        VAEError,
+        ClassifierKL,
+        ClassifierJSD,
+        MagNet,
+        DefenseGAN,
+        FeatureSqueezing,
+        LID,
+        RandomScore,
+        MedianFilter,
+        MaxSoftmax,
+    )
 }
 """Every detector by the name that the command line and the results use."""
 

@@ -72,8 +72,8 @@ class Guarded(nn.Module):
     def excess(self, images: Tensor) -> Tensor:
         """How far images are over the threshold, float ``[n]`` in units of `scale`; above 0 they are flagged.
 
-        Of a random detector: the mean of its scores over fixed draws, and `DEVIATIONS` standard deviations more, for an image
-        to be let through under fresh draws too.
+        Of a random detector: the mean of its scores over fixed draws, and `DEVIATIONS` standard deviations more, for
+        an image to be let through under fresh draws too.
         """
         scores = torch.stack([self.detector.score(images, noise) for noise in self._noises(images)]).float()
         score = scores[0]
