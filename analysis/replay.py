@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from workers.attacks.attack import Attack
+from workers.detectors.guarded import Guarded, Judged
 from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
 from workers.results import Status, distances
@@ -56,7 +57,8 @@ def first_difference(
     Returns:
         The first row that differs, and in what; None when none does.
     """
-    evaluator = DenseEvaluator(model, block=block, batch=batch)
+    whole = Judged(model) if isinstance(model, Guarded) else model
+    evaluator = DenseEvaluator(whole, block=block, batch=batch)
     for start in range(0, len(table), 16 * batch):
         rows = table.slice(start, 16 * batch)
         kept = rows.filter(pc.not_equal(rows["status"].cast(pa.string()), str(Status.FAILED)))
@@ -84,11 +86,14 @@ def _differences(
         yield f"image {ids[0]}: stored images have shape {found.shape[1:]}, {dataset.name} has {clean.shape[1:]}"
         return
     clean_logits, logits = (evaluator.logits(torch.tensor(x, device=evaluator.device)).cpu() for x in (clean, found))
+    flagged = np.zeros(len(ids), dtype=bool)
+    if isinstance(evaluator.model, Judged):  # behind a detector an image is not broken while it is flagged
+        clean_logits, logits, flagged = clean_logits[:, :-1], logits[:, :-1], logits[:, -1].numpy() > 0
     moved = distances(clean, found)
     label = dataset.labels[ids]
     prediction, clean_prediction = logits.argmax(dim=1).numpy(), clean_logits.argmax(dim=1).numpy()
     target = rows["target"].fill_null(-1).to_numpy()
-    reached = np.where(target < 0, prediction != label, prediction == target)
+    reached = np.where(target < 0, prediction != label, prediction == target) & ~flagged
     status = said["status"].astype(str)
     certified = (status == Status.CERTIFIED) & attack.CERTIFIES
     expected_status = np.where(certified, str(Status.CERTIFIED), str(Status.EXHAUSTED)).astype(object)

@@ -90,7 +90,7 @@ ATTACKS: list[Attack] = [
     PixelBeam(pixels=2, width=1),
     RandomPixels(pixels=3, max_queries=40),
     SparseRS(pixels=3, max_queries=40),
-    CornerSearch(pixels=2, max_queries=200),
+    CornerSearch(pixels=2, max_queries=600),
 ]
 
 
