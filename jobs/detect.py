@@ -98,6 +98,8 @@ def detect(
     folder.require_usable()
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
+    for one in named:  # what cannot take this classifier and these images is refused before anything is done
+        one.recipe.build(loaded.model, loaded.dataset.shape)
     split = split_images(len(loaded.dataset), question.seed)
     training = load_data(training_data or subject.data, None if training_data else "train", say=say)
     if training.shape != loaded.dataset.shape:

@@ -171,7 +171,7 @@ class Detection:
         label, prediction = rows["label"].to_numpy(), found["prediction"].to_numpy()
         bare = rows["adversarial_prediction"].to_numpy()
         if own and one.detector.repairs:
-            bare = DenseEvaluator(self.subject.model).logits(torch.from_numpy(images)).argmax(dim=1).numpy()
+            bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
         clean_prediction = clean["prediction"].to_numpy()
         return AttackRows(
             name=search.name,
@@ -283,8 +283,8 @@ class Detection:
     def _without_gradient(self, one: Guard) -> Rate:
         """Attacked images at which the loss of the pair has a gradient of zero everywhere."""
         assert one.subject is not None
-        images = torch.from_numpy(self.subject.dataset.images[self.ids[:SOME]])
-        labels = torch.from_numpy(self.subject.dataset.labels[self.ids[:SOME]])
+        images = torch.tensor(self.subject.dataset.images[self.ids[:SOME]])
+        labels = torch.tensor(self.subject.dataset.labels[self.ids[:SOME]])
 
         _, (gradient,) = DenseEvaluator(one.subject.model).gradients(
             images, lambda logits, part: [cotangents("ce", logits, labels[part], None)]
@@ -354,7 +354,7 @@ class Detection:
         for name, pictures in (("adversarial", stored_images(rows)), ("clean", self.subject.dataset.images[ids])):
             again = self._again(one, pictures, noise)
             assert again is not None
-            logits = DenseEvaluator(self.subject.model).logits(torch.from_numpy(again).float())
+            logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again).float())
             right[name] = Rate(int((logits.argmax(dim=1).numpy() == labels).sum()), len(ids))
         adversarial = self._attacked(one, self.naive[0], self.subject)
         return SeedNumbers(
@@ -371,8 +371,8 @@ class Detection:
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), 64):
-                inputs = torch.from_numpy(images[start : start + 64]).float().div(255)
-                drawn = None if noise is None else torch.from_numpy(noise[start : start + 64])
+                inputs = torch.tensor(images[start : start + 64]).float().div(255)
+                drawn = None if noise is None else torch.tensor(noise[start : start + 64])
                 found = one.detector.reconstruct(inputs, drawn)
                 if found is None:
                     return None

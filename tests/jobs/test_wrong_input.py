@@ -176,6 +176,7 @@ DE = "attack de --model model --data good.npz --out out"
 ON = "--data good.npz --out out"
 TRAIN = "train --data digits --out out"
 RUN = "run --data digits --out out --epochs 1"
+DETECT = "detect --model model --data good.npz --training-data good.npz --out out"
 EVALUATE = "evaluate --model model --data good.npz --out out"
 LONG = "x" * 300
 
@@ -368,6 +369,31 @@ CASES = {
     "evaluate --model model --data good.npz --out a-file": "--out a-file",
     "evaluate --model model --data good.npz --out foreign": "not an evaluation's folder",
     "evaluate --model model --data good.npz --out run": "not an evaluation's folder",
+    # detectors
+    "detect": "requires an argument",
+    "detect vae-kl --model model --data good.npz": "--out",
+    f"{DETECT}": "DETECTORS",
+    f"{DETECT} vae": "unknown detector vae",
+    f"{DETECT} vae-kl,code_size=0": "code-size",
+    f"{DETECT} vae-kl,code_size=many": "code-size",
+    f"{DETECT} vae-kl,size=3": "size",
+    f"{DETECT} vae-kl,size": "PARAMETER=VALUE",
+    f"{DETECT} random random": "named twice",
+    f"{DETECT} absent_module:f": "absent_module",
+    f"{DETECT} random --norm linf": "--epsilon",
+    f"{DETECT} random --pixels 2 --epsilon 0.1": "--pixels",
+    f"{DETECT} random --pixels 0": "--pixels",
+    f"{DETECT} random --epsilon 0": "--epsilon",
+    f"{DETECT} random --limit 0": "--limit",
+    f"{DETECT} random --steps 3": "--steps",
+    f"{DETECT} random --tolerance 1": "--tolerance",
+    f"{DETECT} random --require robust": "--require",
+    f"{DETECT} random --seed -1": "--seed",
+    "detect random --model model --data good.npz --out out --training-data absent.npz": "absent.npz",
+    "detect random --model model --data good.npz --out out --training-data colour.npz": "--training-data: images are",
+    f"{DETECT} random": "40",
+    "detect random --model model --data good.npz --training-data good.npz --out a-file": "--out a-file",
+    "detect random --model model --data good.npz --training-data good.npz --out foreign": "not a detection's folder",
     # YAML
     "attack absent.yaml --out out": "absent.yaml",
     "attack folder.yaml --out out": "folder.yaml",

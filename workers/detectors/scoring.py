@@ -58,11 +58,11 @@ def score_images(
         for start in range(0, len(images), BATCH):
             part = images[start : start + BATCH]
             inputs = torch.zeros((BATCH, *images.shape[1:]))
-            inputs[: len(part)] = torch.from_numpy(part).float().div(255)
+            inputs[: len(part)] = torch.tensor(part).float().div(255)
             drawn = None
             if noise is not None:
                 drawn = torch.zeros((BATCH, *noise.shape[1:]))
-                drawn[: len(part)] = torch.from_numpy(noise[start : start + BATCH])
+                drawn[: len(part)] = torch.tensor(noise[start : start + BATCH])
             scores.append(detector.score(inputs, drawn)[: len(part)].float().numpy())
             predictions.append(detector.predict(inputs, drawn)[: len(part)].argmax(dim=1).numpy())
             on_images(len(part))
