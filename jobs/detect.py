@@ -100,12 +100,12 @@ def detect(
     loaded = load_subject(subject)
     for one in named:  # what cannot take this classifier and these images is refused before anything is done
         one.recipe.build(loaded.model, loaded.dataset.shape)
-    split = split_images(len(loaded.dataset), question.seed)
     training = load_data(training_data or subject.data, None if training_data else "train", say=say)
     if training.shape != loaded.dataset.shape:
         raise WrongInput(
             f"--training-data: images are {training.shape}, those of {loaded.dataset.name} are {loaded.dataset.shape}"
         )
+    split = split_images(len(loaded.dataset), question.seed)
     asked = {
         "detectors": {one.text: one.describe() for one in named},
         **threat.model_dump(mode="json"),

@@ -1,6 +1,6 @@
 """LID and Defense-GAN on MNIST under attacks that do not know them, beside their papers' figures.
 
-    python benchmarks/paper_figures_gan_lid.py --model MODEL --gan FOLDER [--images 200]
+    python benchmarks/lid_and_defense_gan.py --model MODEL --gan FOLDER [--images 200]
 
 LID: AUROC of successful adversarials among the correctly classified test images they were made of; as in the paper with
 a regression on the attack's own training images, and with the default one. Defense-GAN: accuracy of the classifier on
