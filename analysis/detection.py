@@ -455,7 +455,15 @@ def _separation(
     auroc, aupr, *tpr = (
         Estimate(value, (float(least), float(most))) for value, least, most in zip(values, low, high, strict=True)
     )
-    return _Separation(auroc, aupr, tuple(tpr))
+    return _Separation(auroc, aupr, tuple(_widened(found, len(successes)) for found in tpr))
+
+
+def _widened(found: Estimate, count: int) -> Estimate:
+    """A share with its bootstrap interval, no narrower than Wilson's: none of 40 does not mean none of all."""
+    wilson = Rate(round(found.value * count), count).interval
+    assert wilson is not None
+    low, high = found.interval
+    return Estimate(found.value, (min(low, wilson[0]), max(high, wilson[1])))
 
 
 def _histogram(ranks: np.ndarray, levels: int) -> np.ndarray:
@@ -469,8 +477,8 @@ def _histogram(ranks: np.ndarray, levels: int) -> np.ndarray:
 class Headline:
     """The worst over all attacks for each image, within a threat and at one threshold.
 
-    Of images that an adaptive attack attempted, where there is one: another image would count as unbroken for want of
-    the attack that might break it. All but `evaded` are of all images, those that are misclassified clean too.
+    Of images that an adaptive attack was run on, where there is one: another image would count as unbroken for want of
+    the attack that might break it. All but `evaded` are of all these images, those that are misclassified clean too.
 
     Attributes:
         threat: what was allowed.

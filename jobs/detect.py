@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,14 +18,21 @@ from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import DetectorThreat
 from workers.errors import WrongInput
 from workers.files import write_whole
-from workers.sources import load_data
+from workers.places import Place
+from workers.sources import NAMES, load_data
 from workers.versions import versions
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from analysis.detection import DetectorReport
     from jobs.detection import Detection
+    from jobs.subject import Subject
+    from workers.images import Dataset
 
 __all__ = ["Question", "app"]
+
+FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
 
 app = App(
     name="detect",
@@ -73,6 +80,7 @@ def detect(
     networks: Annotated[Path | None, Parameter(group=Group("Model and images"))] = None,
     training_data: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     foreign: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
+    retry_failed: Annotated[bool, Parameter(negative="", group=Group("Model and images"))] = False,
     threat: Annotated[DetectorThreat | None, Parameter(name="*", group=Group("Threat"))] = None,
     question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
@@ -83,7 +91,8 @@ def detect(
         out: Folder for the verdict, the page, the runs and scores; an evaluation there is resumed.
         networks: Folder of trained networks, shared by evaluations; OUT/networks when absent.
         training_data: What detectors are trained on; the train split of --data when absent.
-        foreign: Other images, of which no detector knows; fashion-mnist for mnist and the reverse when absent.
+        foreign: Images that no detector knows, or none; fashion-mnist for mnist and the reverse when absent.
+        retry_failed: Search the images again whose search failed.
     """
     from jobs.detection import Detection
     from jobs.guard import Named, split_images
@@ -100,14 +109,17 @@ def detect(
     loaded = load_subject(subject)
     for one in named:  # what cannot take this classifier and these images is refused before anything is done
         one.recipe.build(loaded.model, loaded.dataset.shape)
-    training = load_data(training_data or subject.data, None if training_data else "train", say=say)
+    training = load_training(training_data, subject.data)
     if training.shape != loaded.dataset.shape:
         raise WrongInput(
             f"--training-data: images are {training.shape}, those of {loaded.dataset.name} are {loaded.dataset.shape}"
         )
+    if training.content_hash() == loaded.data_hash:
+        raise WrongInput("--training-data: is what the detector is judged on; it must not be trained on that")
+    others = load_foreign(foreign, loaded)
     split = split_images(len(loaded.dataset), question.seed)
     asked = {
-        "detectors": {one.text: one.describe() for one in named},
+        "detectors": {one.text: one.frozen() for one in named},
         **threat.model_dump(mode="json"),
         **question.model_dump(mode="json", exclude={"require", "tolerance"}),
         "split": loaded.dataset.split,
@@ -119,23 +131,65 @@ def detect(
     if folder.exists:
         folder.compare(asked)
     with folder.locked(), host:
-        if not folder.exists:
+        if fresh := not folder.exists:
             folder.create(asked)
+        else:
+            folder.compare(asked)
         detection = Detection(
-            loaded, training, split, folder, networks or out / "networks", host, threat, question, foreign
+            loaded, training, split, folder, networks or out / "networks", host, threat, question, others, retry_failed
         )
-        detection.attack_naively()
-        reports = [detection.report(one) for one in named]
+        try:
+            detection.attack_naively()
+            reports = [detection.report(one) for one in named]
+        except WrongInput:
+            if fresh and not (out / "runs").exists():
+                folder.forget()
+            raise
     return conclude(folder, reports, detection)
+
+
+def load_training(training_data: str | None, data: str) -> "Dataset":
+    """What detectors are trained on.
+
+    Raises:
+        WrongInput: when it cannot be read, or there is nothing but a single file to judge on.
+    """
+    name = training_data or data
+    single = name not in NAMES and Path(name).is_file()
+    if training_data is None and single:
+        raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
+    return load_data(name, None if single else "train", say=say)
+
+
+def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
+    """Images of another kind, of the same shape; None where there are none.
+
+    Raises:
+        WrongInput: for a wrong name, or images of another shape.
+    """
+    wanted = name or FOREIGN.get(subject.dataset.name.partition(" ")[0], "none")
+    if wanted == "none":
+        return None
+    try:
+        found = load_data(wanted, "test" if wanted in NAMES or Path(wanted).is_dir() else None, say=say)
+    except WrongInput as error:
+        if name:
+            raise
+        say(f"no foreign images: {error}")
+        return None
+    if found.shape != subject.dataset.shape:
+        raise WrongInput(f"--foreign: images are {found.shape}, those of --data are {subject.dataset.shape}")
+    return found
 
 
 def conclude(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> int:
     """Writes verdict and page, tells both, and says how the command ends."""
-    from analysis.detection import to_json
     from analysis.page.detection import render_detection
+    from workers.results import write_part
 
     question = detection.question
-    verdict = {"threat": detection.threat.describe(), "detectors": [to_json(report) for report in reports]}
+    verdict = verdict_of(reports) | {"threat": detection.threat.describe()}
+    write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     page = render_detection(reports, model=detection.subject.recipe.reference, data=detection.subject.dataset.name)
     write_whole(folder.page, page.encode())
@@ -154,7 +208,52 @@ def conclude(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detectio
             )
     print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
     holds = all(report.judgement.verdict == "holds" for report in reports)
-    return Exit.FAILED if question.require and not holds else Exit.DONE
+    return Exit.FAILED if detection.failures or (question.require and not holds) else Exit.DONE
+
+
+def verdict_of(reports: "Sequence[DetectorReport]") -> dict[str, Any]:
+    """What ``verdict.json`` holds: the worst verdict and figures over all detectors, then each detector's own."""
+    from analysis.detection import DetectorVerdict as Verdict
+    from analysis.detection import to_json
+
+    order = [Verdict.BROKEN, Verdict.INVALID, Verdict.UNTESTED, Verdict.UNDECIDED, Verdict.HOLDS]
+    detectors = [to_json(report) for report in reports]
+    found: dict[str, Any] = {
+        "verdict": str(
+            min((report.judgement.verdict for report in reports), key=lambda one: order.index(Verdict(one)))
+        ),
+        "reasons": [f"{report.name}: {reason}" for report in reports for reason in report.judgement.reasons],
+    }
+    for figure in ("auroc", "worst_tpr"):
+        worst = [{"detector": one["detector"]} | one[figure] for one in detectors if one[figure]]
+        found[figure] = min(worst, key=lambda one: one["value"], default=None)
+    return found | {"detectors": detectors}
+
+
+def cells_of(reports: "Sequence[DetectorReport]") -> "pa.Table":
+    """A row for each detector, attack and false-alarm rate."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(
+        [
+            {
+                "detector": report.name,
+                "attack": cell.name,
+                "kind": str(cell.kind),
+                "strength": cell.strength,
+                "attempts": cell.success.total,
+                "success": cell.success.value,
+                "l2": cell.l2,
+                "auroc": cell.auroc and cell.auroc.value,
+                "false_alarms": at.rate,
+                "tpr": at.tpr and at.tpr.value,
+                "evaded": at.evaded.value,
+            }
+            for report in reports
+            for cell in report.cells
+            for at in cell.at
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ __all__ = ["Guard", "Named", "Split", "guard", "score", "split_images"]
 
 CALIBRATION = 5000
 GUIDES = 500
-STAND_IN_IMAGES = 6000
+STAND_IN_IMAGES, STAND_IN_LEAST = 6000, 40
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,15 @@ class Named:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", self.text)
 
     def describe(self) -> dict[str, Any]:
-        """As a guarded model's description and what is frozen have it."""
+        """As a guarded model's description has it."""
         return {"name": self.recipe.NAME, "parameters": self.recipe.model_dump(mode="json")}
+
+    def frozen(self) -> dict[str, Any]:
+        """As it is frozen: the sources of a user's function too."""
+        from workers.models.loading import hash_of_sources
+
+        parameters = self.recipe.model_dump(mode="json")
+        return self.describe() | ({"code": hash_of_sources(parameters)} if "function" in parameters else {})
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,8 @@ def guard(
         subject: the classifier and the images of the split.
         training: images and labels that the detector may learn from.
         split: what its threshold is set on and judged by.
-        folder: its own; holds ``guarded``, a model folder, and ``clean.parquet``.
+        folder: its own; holds ``fitted.safetensors``, ``clean-calibration.parquet``, ``clean-test.parquet``, and
+            ``guarded``, a model folder.
         networks: where trained networks are kept, shared by detectors and evaluations.
         seed: of every draw but those of training.
 
@@ -196,7 +204,8 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
     torch.set_num_threads(joblib.cpu_count())
     try:
         for attribute, network in named.recipe.networks().items():
-            getattr(detector, attribute).load_state_dict(trained(network, training, networks / network.key))
+            place = networks / f"{network.key}-{training.content_hash()[:8]}"
+            getattr(detector, attribute).load_state_dict(trained(network, training, place))
         torch.set_num_threads(before)
         detector.eval().requires_grad_(False)
         with _followed(named.text) as on_step:
@@ -205,7 +214,7 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
         raise Interrupted("interrupted: finished epochs are kept; run the same command again to resume") from None
     finally:
         torch.set_num_threads(before)
-    state = {name: value.contiguous() for name, value in detector.state_dict().items()}
+    state = {name: value.clone().contiguous() for name, value in detector.state_dict().items()}
     write_whole(kept, safetensors.torch.save(state))
 
 
@@ -235,15 +244,25 @@ def trained(network: "Network", training: "Dataset", folder: Path) -> dict[str, 
     return safetensors.torch.load_file(folder / json.loads((folder / "model.json").read_text())["weights"])
 
 
-def score(named: Named, detector: "Detector", images: np.ndarray, ids: np.ndarray, kept: Path, seed: int) -> "pa.Table":
+def score(
+    named: Named,
+    detector: "Detector",
+    images: np.ndarray,
+    ids: np.ndarray,
+    kept: Path,
+    seed: int,
+    *,
+    purpose: str | None = None,
+) -> "pa.Table":
     """Scores of images and the pair's predictions, from fresh draws; read where an earlier start kept them.
 
     Args:
         named, detector: what scores.
         images: uint8 ``[n, C, H, W]``.
         ids: int64 ``[n]``, that key the draws.
-        kept: the file; its name is what the draws are for.
+        kept: the file; what it holds of other images is scored again.
         seed: of the evaluation.
+        purpose: what the draws are for; the file's name when absent.
 
     Returns:
         ``image_id``, ``score`` and ``prediction``.
@@ -256,21 +275,21 @@ def score(named: Named, detector: "Detector", images: np.ndarray, ids: np.ndarra
 
     from workers.detectors.scoring import BATCH, fresh_noise, score_images
 
-    if kept.exists():
-        return pq.read_table(kept)
-    noise = fresh_noise(detector, ids, seed=seed, purpose=f"{named.text} {kept.stem}")
+    if kept.exists() and np.array_equal((found := pq.read_table(kept))["image_id"].to_numpy(), ids):
+        return found
+    noise = fresh_noise(detector, ids, seed=seed, purpose=f"{named.text} {purpose or kept.stem}")
     with progress(len(images), f"{named.text}: scoring {kept.stem}") as bar:
         try:
-            found = score_images(detector, images, noise, on_images=bar.advance)
-            again = score_images(detector, images[:BATCH], None if noise is None else noise[:BATCH])
+            scored = score_images(detector, images, noise, on_images=bar.advance)
+            again = score_images(detector, images[BATCH - 1 :: -1], None if noise is None else noise[BATCH - 1 :: -1])
         except Exception as error:  # whatever a user's detector raises
             raise WrongInput(f"{named.text} fails on these images: {in_one_line(error)}") from None
-    if not np.array_equal(found.scores[:BATCH], again.scores, equal_nan=True):
+    if not np.allclose(scored.scores[:BATCH][::-1], again.scores, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise WrongInput(
-            f"{named.text}: gives the same images other scores at a second call; a random detector says what draws it "
-            "wants in its attribute noise, and is given them"
+            f"{named.text}: gives the same images other scores at a second call, in another order; each image is to be "
+            "judged by itself, and a random detector says in its attribute noise what draws it wants, and is given them"
         )
-    table = pa.table({"image_id": ids, "score": found.scores, "prediction": found.predictions})
+    table = pa.table({"image_id": ids, "score": scored.scores, "prediction": scored.predictions})
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_part(table, Place.of(kept))
     return table
@@ -296,6 +315,11 @@ def _stand_in(named: Named, detector: "Detector", training: "Dataset", seed: int
     with progress(len(rounded), f"{named.text}: scoring for its stand-in") as bar:
         scores = score_images(detector, rounded, noise, on_images=bar.advance).scores
     finite = np.isfinite(scores)
+    if finite.sum() < STAND_IN_LEAST:
+        raise WrongInput(
+            f"{named.text}: gives no gradients, and a stand-in needs finite scores of {STAND_IN_LEAST} training "
+            f"images, got {finite.sum()}"
+        )
     with _followed(named.text) as on_step:
         model, explained = learn(
             torch.from_numpy(rounded[finite]), torch.from_numpy(scores[finite]), seed=seed, on_step=on_step

@@ -177,7 +177,7 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
         norm, epsilon = threat.ball
         more.append(Search(f"pgd-{norm}", "naive", PGD(norm=norm, epsilon=epsilon, steps=40)))
     return [
-        Search("ifgsm", "naive", IterativeFGSM(steps=300)),
+        Search("ifgsm", "naive", IterativeFGSM(steps=300, full=True)),
         *more,
         Search("ddn", "minimal-norm", DDN(steps=100)),
         Search("pixel-beam", "few-pixel", PixelBeam(pixels=threat.pixels or 5, width=1)),

@@ -39,13 +39,13 @@ def broken(classifier):
 def careless(classifier):
     return Score(lambda images: torch.rand(len(images)))
 def rounded(classifier):
-    return Score(lambda images: images.detach().round().flatten(1).sum(dim=1).numpy(), differentiable=False)
+    return Score(lambda images: images.numpy().round().reshape(len(images), -1).sum(axis=1), differentiable=False)
 """
 
 
 def command(model: Path, out: Path, *detectors: str, flags: tuple[str, ...] = ()) -> list[str]:
     return [
-        *("detect", *detectors, "--model", str(model), "--data", "digits", "--foreign", "", "--limit", str(LIMIT)),
+        *("detect", *detectors, "--model", str(model), "--data", "digits", "--foreign", "none", "--limit", str(LIMIT)),
         *("--steps", "20", "--out", str(out), *flags),
     ]
 

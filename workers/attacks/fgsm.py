@@ -60,6 +60,7 @@ class IterativeFGSM(Attack):
 
     steps: int = Field(200, ge=1, le=1_000_000, description="Most steps.")
     step_size: float = Field(0.001, gt=0, le=1, description="Size of a step on pixels in [0, 1].")
+    full: bool = Field(False, description="Take all steps, past the first success, as the seed's code does.")
 
     def within(self, moved: "Distances", features: int) -> "np.ndarray":
         return moved.linf * 255 <= self.steps * self.step_size * 255 + 0.501  # the iterate is rounded once
@@ -74,7 +75,7 @@ class IterativeFGSM(Attack):
             )
             going = torch.ones_like(rows, dtype=torch.bool)
             hopeful = batch.goal.reached(logits, rows)
-            if hopeful.any():
+            if not self.full and hopeful.any():
                 rounded = images[hopeful].mul(255).round().to(torch.uint8)
                 going[hopeful] = ~batch.goal.reached(batch.logits(rounded, rows[hopeful]), rows[hopeful])
             rows, images, gradient = rows[going], images[going], gradient[going]

@@ -53,6 +53,7 @@ class ToolkitAttack(Attack):
     back through the logits, once a pass. Generations are not known and stay 0.
     """
 
+    JOINT: ClassVar[bool] = False
     CARRIES: ClassVar[bool] = False  # a row at ε is what the toolkit makes of that image at that ε
     METHOD: ClassVar[Any]
     """The toolkit's class."""

@@ -66,8 +66,15 @@ class Guarded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``[n, K]`` of the pair for float images ``[n, C, H, W]`` in [0, 1]; their mean over the draws."""
-        answers = [self.detector.predict(images, noise) for noise in self._noises(images)]
-        return torch.stack(answers).mean(dim=0) if len(answers) > 1 else answers[0]
+        if not self.detector.repairs:
+            answer: Tensor = self.classifier(images)
+            return answer
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stand_in is None):
+            answer = torch.stack([self.detector.predict(images, noise) for noise in self._noises(images)]).mean(dim=0)
+        if self.stand_in is not None:  # the repair gives no gradient: the classifier's own stands for it
+            own = self.classifier(images)
+            answer = own + (answer - own).detach()
+        return answer
 
     def excess(self, images: Tensor) -> Tensor:
         """How far images are over the threshold, float ``[n]`` in units of `scale`; above 0 they are flagged.
@@ -75,7 +82,8 @@ class Guarded(nn.Module):
         Of a random detector: the mean of its scores over fixed draws, and `DEVIATIONS` standard deviations more, for
         an image to be let through under fresh draws too.
         """
-        scores = torch.stack([self.detector.score(images, noise) for noise in self._noises(images)]).float()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.stand_in is None):
+            scores = torch.stack([self.detector.score(images, noise) for noise in self._noises(images)]).float()
         score = scores[0]
         if len(scores) > 1:
             score = scores.mean(dim=0) + DEVIATIONS * (scores.var(dim=0) + 1e-12).sqrt()
@@ -117,7 +125,7 @@ def write_guarded(
     Args:
         folder: created when absent; what is in it is replaced.
         classifier: as it travels.
-        detector: ``{"name": …, "parameters": {…}}``, or ``{"function": "module:function"}``.
+        detector: ``{"name": …, "parameters": {…}}``.
         shape: ``(C, H, W)`` of the images.
         guarded: fitted and calibrated.
         explained: the share of the variance of its scores that the stand-in explains.
@@ -125,7 +133,7 @@ def write_guarded(
     state = {"classifier": _bytes(classifier.weights), "guides": guarded.guides.contiguous()}
     for name, module in (("detector", guarded.detector), ("stand_in", guarded.stand_in)):
         if module is not None:
-            weights = {key: value.detach().contiguous() for key, value in module.state_dict().items()}
+            weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
             state[name] = _bytes(safetensors.torch.save(weights))
     architecture = {
         "name": "guarded",

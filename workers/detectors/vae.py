@@ -1,5 +1,6 @@
 """Detectors that hold an image against its reconstruction by a variational autoencoder."""
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -60,7 +61,7 @@ def _classifier_kl(logits: Tensor, other: Tensor) -> Tensor:
 def _classifier_jsd(logits: Tensor, other: Tensor) -> Tensor:
     """Jensen–Shannon divergence between the classifier's answers for the image and for the reconstruction."""
     p, q = logits.log_softmax(dim=1), other.log_softmax(dim=1)
-    middle = torch.logaddexp(p, q) - torch.tensor(2.0).log()
+    middle = torch.logaddexp(p, q) - math.log(2)
     return ((p.exp() * (p - middle)).sum(dim=1) + (q.exp() * (q - middle)).sum(dim=1)) / 2
 
 

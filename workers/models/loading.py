@@ -21,7 +21,7 @@ from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 
-__all__ = ["ModelRecipe", "check_model", "read_model", "user_function"]
+__all__ = ["ModelRecipe", "check_model", "hash_of_sources", "read_model", "user_function"]
 
 
 @dataclass(frozen=True)
@@ -241,6 +241,14 @@ def user_function(reference: str) -> Any:
     if not callable(function):
         raise WrongInput(f"--model {reference}: {module_name} has no function '{function_name}'")
     return function
+
+
+def hash_of_sources(described: dict[str, Any]) -> str:
+    """SHA-256 of what the user's function in ``{"function": "module:function"}`` is made of."""
+    digest = hashlib.sha256()
+    for part in _sources_of(described):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def _sources_of(architecture: dict[str, Any]) -> Iterator[bytes]:
