@@ -281,10 +281,11 @@ def score(
     with progress(len(images), f"{named.text}: scoring {kept.stem}") as bar:
         try:
             scored = score_images(detector, images, noise, on_images=bar.advance)
-            again = score_images(detector, images[BATCH - 1 :: -1], None if noise is None else noise[BATCH - 1 :: -1])
+            order = np.arange(min(BATCH, len(images)))[::-1]
+            again = score_images(detector, images[order], None if noise is None else noise[order])
         except Exception as error:  # whatever a user's detector raises
             raise WrongInput(f"{named.text} fails on these images: {in_one_line(error)}") from None
-    if not np.allclose(scored.scores[:BATCH][::-1], again.scores, rtol=1e-4, atol=1e-6, equal_nan=True):
+    if not np.allclose(scored.scores[order], again.scores, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise WrongInput(
             f"{named.text}: gives the same images other scores at a second call, in another order; each image is to be "
             "judged by itself, and a random detector says in its attribute noise what draws it wants, and is given them"
