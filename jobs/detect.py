@@ -15,7 +15,7 @@ from jobs.frozen import FrozenFolder
 from jobs.launch import Where, WorkerHost
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject
-from jobs.threat import DetectorThreat
+from jobs.threat import DetectorThreat, adaptive_searches, naive_searches
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.places import Place
@@ -95,7 +95,7 @@ def detect(
         retry_failed: Search the images again whose search failed.
     """
     from jobs.detection import Detection
-    from jobs.guard import Named, split_images
+    from jobs.guard import Named, require_fit, split_images
 
     threat, question = threat or DetectorThreat(), question or Question()
     if not detectors:
@@ -105,10 +105,14 @@ def detect(
         raise WrongInput("DETECTORS: the same one is named twice")
     folder = FrozenFolder(out, "detection")
     folder.require_usable()
+    if networks is not None and ("://" in str(networks) or (networks.exists() and not networks.is_dir())):
+        raise WrongInput(f"--networks {networks}: expected a folder of this machine")
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
-    for one in named:  # what cannot take this classifier and these images is refused before anything is done
-        one.recipe.build(loaded.model, loaded.dataset.shape)
+    for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps)]:
+        search.attack.check(loaded.dataset.shape, loaded.classes)
+    for one in named:
+        require_fit(one, loaded)
     training = load_training(training_data, subject.data)
     if training.shape != loaded.dataset.shape:
         raise WrongInput(
@@ -140,12 +144,15 @@ def detect(
         )
         try:
             detection.attack_naively()
-            reports = [detection.report(one) for one in named]
+            reports: list[DetectorReport] = []
+            for one in named:
+                reports.append(detection.report(one))
+                publish(folder, reports, detection)  # what is known, should a later one fail
         except WrongInput:
             if fresh and not (out / "runs").exists():
                 folder.forget()
             raise
-    return conclude(folder, reports, detection)
+    return tell(folder, reports, detection)
 
 
 def load_training(training_data: str | None, data: str) -> "Dataset":
@@ -158,7 +165,12 @@ def load_training(training_data: str | None, data: str) -> "Dataset":
     single = name not in NAMES and Path(name).is_file()
     if training_data is None and single:
         raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
-    return load_data(name, None if single else "train", say=say)
+    try:
+        return load_data(name, None if single else "train", say=say)
+    except WrongInput as error:
+        if training_data is None:
+            raise
+        raise WrongInput(str(error).replace("--data", "--training-data", 1)) from None
 
 
 def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
@@ -182,17 +194,20 @@ def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
     return found
 
 
-def conclude(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> int:
-    """Writes verdict and page, tells both, and says how the command ends."""
+def publish(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> None:
+    """Writes verdict, table and page of the detectors that are judged."""
     from analysis.page.detection import render_detection
     from workers.results import write_part
 
-    question = detection.question
     verdict = verdict_of(reports) | {"threat": detection.threat.describe()}
     write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     page = render_detection(reports, model=detection.subject.recipe.reference, data=detection.subject.dataset.name)
     write_whole(folder.page, page.encode())
+
+
+def tell(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> int:
+    """Prints the verdicts, and says how the command ends."""
     for report in reports:
         print(f"{report.name}: {report.judgement.verdict}")
         for reason in report.judgement.reasons:
@@ -207,8 +222,9 @@ def conclude(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detectio
                 f"{'–' if evaded is None else f'{evaded:.1%}':>18}"
             )
     print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
-    holds = all(report.judgement.verdict == "holds" for report in reports)
-    return Exit.FAILED if detection.failures or (question.require and not holds) else Exit.DONE
+    verdicts = {str(report.judgement.verdict) for report in reports}
+    unmet = detection.question.require and verdicts != {"holds"}
+    return Exit.FAILED if unmet or detection.failures or "evaluation invalid" in verdicts else Exit.DONE
 
 
 def verdict_of(reports: "Sequence[DetectorReport]") -> dict[str, Any]:

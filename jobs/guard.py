@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from workers.images import Dataset
     from workers.training.networks import Network
 
-__all__ = ["Guard", "Named", "Split", "guard", "score", "split_images"]
+__all__ = ["Guard", "Named", "Split", "guard", "require_fit", "score", "split_images"]
 
 CALIBRATION = 5000
 GUIDES = 500
@@ -50,16 +50,24 @@ class Named:
         Raises:
             WrongInput: for an unknown detector or a wrong parameter.
         """
-        from workers.detectors import detector_named
+        from workers.detectors import DETECTORS, detector_named
 
-        name, *pairs = text.split(",")
+        name, *pairs = (part.strip() for part in text.split(","))
         parameters: dict[str, Any] = {}
         for pair in pairs:
             key, equals, value = pair.partition("=")
             if not equals or not key:
                 raise WrongInput(f"{text}: expected PARAMETER=VALUE after the detector's name, got {pair!r}")
-            parameters[key.strip().replace("-", "_")] = value.strip()
-        return cls(text, detector_named(name.strip(), **parameters))
+            if (key := key.strip().replace("-", "_")) in parameters:
+                raise WrongInput(f"{text}: {key} is given twice")
+            parameters[key] = value.strip()
+        try:
+            return cls(text, detector_named(name, **parameters))
+        except WrongInput as error:
+            if name not in DETECTORS:
+                raise
+            known = ", ".join(DETECTORS[name].model_fields) or "no parameters"
+            raise WrongInput(f"{text}: {error}; {name} takes {known}") from None
 
     @property
     def folder(self) -> str:
@@ -164,7 +172,7 @@ def guard(
         return Guard(named, detector, None, thresholds, calibration, test, None)
     if not (place / "model.json").exists():
         stand_in, explained = None, None
-        if not detector.differentiable:
+        if not (thresholds[0.05].problem or _has_gradient(detector, subject)):
             stand_in, explained = _stand_in(named, detector, training, seed)
         low, high = np.nanquantile(scores, [0.25, 0.75])
         calm = (scores <= thresholds[0.05].value) & subject.correct[split.calibration]
@@ -182,6 +190,47 @@ def guard(
     behind = Subject(recipe, recipe.build(), subject.dataset, subject.classes)
     explained = json.loads((place / "model.json").read_text())["stand_in_explains"]
     return Guard(named, detector, behind, thresholds, calibration, test, explained)
+
+
+def require_fit(named: Named, subject: Subject) -> None:
+    """Refuses a detector that cannot take this classifier and these images, before anything is done.
+
+    Raises:
+        WrongInput: saying why.
+    """
+    from workers.detectors.user import UserDetector
+
+    detector = named.recipe.build(subject.model, subject.dataset.shape)
+    if not isinstance(named.recipe, UserDetector):
+        return  # not fitted yet, it has no scores
+    import torch
+
+    images = torch.tensor(subject.dataset.images[:2]).float().div(255)
+    noise = None if detector.noise is None else torch.zeros(len(images), *detector.noise)
+    try:
+        with torch.no_grad():
+            detector.score(images, noise)
+            logits = detector.predict(images, noise)
+    except Exception as error:  # whatever a user's detector raises
+        raise WrongInput(f"{named.text} fails on images of {list(images.shape)}: {in_one_line(error)}") from None
+    if list(logits.shape) != [len(images), subject.classes]:
+        expected = f"[{len(images)}, {subject.classes}]"
+        raise WrongInput(f"{named.text}: predict must return logits {expected}, got {list(logits.shape)}")
+
+
+def _has_gradient(detector: "Detector", subject: Subject) -> bool:
+    """Whether scores have a derivative by the images, as a detector without a stand-in must."""
+    import torch
+
+    if not detector.differentiable:
+        return False
+    images = torch.tensor(subject.dataset.images[:2]).float().div(255).requires_grad_(True)
+    noise = None if detector.noise is None else torch.zeros(len(images), *detector.noise)
+    try:
+        with torch.enable_grad():
+            return detector.score(images, noise).requires_grad
+    except (RuntimeError, TypeError):  # numpy() of a tensor that wants a gradient
+        return False
 
 
 def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path, kept: Path, seed: int) -> None:

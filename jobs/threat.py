@@ -147,6 +147,8 @@ class DetectorThreat(Threat):
             raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
         if self.norm == "linf" and self.epsilon is None:
             raise WrongInput("--epsilon: must be given with --norm linf")
+        if self.norm == "linf" and self.epsilon is not None and not 1 / 255 <= self.epsilon <= 1:
+            raise WrongInput(f"--epsilon: must lie in 1/255 to 1 with --norm linf, got {self.epsilon}")
         return self
 
     @property
@@ -180,7 +182,11 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
         Search("ifgsm", "naive", IterativeFGSM(steps=300, full=True)),
         *more,
         Search("ddn", "minimal-norm", DDN(steps=100)),
-        Search("pixel-beam", "few-pixel", PixelBeam(pixels=threat.pixels or 5, width=1)),
+        Search(
+            "pixel-beam",
+            "few-pixel",
+            PixelBeam(pixels=threat.pixels or 5, width=1, candidates=max(200, threat.pixels or 5)),
+        ),
     ]
 
 
@@ -192,5 +198,9 @@ def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
             Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps))
             for form in ("joint", "selective", "orthogonal", "matching")
         ),
-        Search("adaptive-beam", "adaptive", PixelBeam(pixels=threat.pixels or 5, width=1)),
+        Search(
+            "adaptive-beam",
+            "adaptive",
+            PixelBeam(pixels=threat.pixels or 5, width=1, candidates=max(200, threat.pixels or 5)),
+        ),
     ]

@@ -23,6 +23,11 @@ class _Adapted(Detector):
             self.module = found.eval().requires_grad_(False)
         self._found = (found,)
         self.noise = getattr(found, "noise", None)
+        whole = isinstance(self.noise, tuple) and all(isinstance(size, int) and size > 0 for size in self.noise)
+        if self.noise is not None and not whole:
+            raise WrongInput(
+                f"{function}: noise must be a shape as (2,), of the draws for one image, got {self.noise!r}"
+            )
         self.differentiable = bool(getattr(found, "differentiable", True))
         self.repairs = callable(getattr(found, "predict", None))
 
@@ -61,8 +66,8 @@ class UserDetector(DetectorRecipe):
 
         try:
             found = user_function(self.function)(classifier)
-        except WrongInput:
-            raise
+        except WrongInput as error:
+            raise WrongInput(str(error).removeprefix("--model ")) from None
         except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise WrongInput(f"{self.function}: {type(error).__name__}: {error}") from None
         return _Adapted(classifier, found, self.function)
