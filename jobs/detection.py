@@ -107,7 +107,6 @@ class Detection:
             WrongInput: for a detector that cannot take these images.
             Interrupted: when stopped; the same command resumes.
         """
-
         place, labels = self.folder.path / named.folder, self.subject.dataset.labels
         one = guard(named, self.subject, self.training, self.split, place, self.networks, self.question.seed)
         clean = one.test
@@ -174,36 +173,41 @@ class Detection:
     @property
     def judged(self) -> reading.Threat:
         """The threat as analysis has it."""
-
         return reading.Threat(**self.threat.describe())
 
     def _attacked(self, one: Guard, search: Search, subject: Subject) -> AttackRows:
         """A run's images under the detector, on draws that the search has not seen."""
-
         own = subject is not self.subject
-        folder = self.folder.path / one.named.folder
-        rows = self._rows((folder if own else self.folder.path) / "runs" / search.name)
-        ids, images = rows["image_id"].to_numpy(), stored_images(rows)
-        found = score(
-            one.named,
-            one.detector,
-            images,
-            ids,
-            folder / "scores" / f"{search.name}.parquet",
-            self.question.seed,
-            purpose="final",  # one draw an image whatever found it: the worst of many draws is not the attack's merit
-        )
-        clean = one.test.take(pc.index_in(rows["image_id"], one.test["image_id"]))
-        label, prediction = rows["label"].to_numpy(), found["prediction"].to_numpy()
-        bare = rows["adversarial_prediction"].to_numpy()
+        rows = self._rows((self.folder.path / one.named.folder if own else self.folder.path) / "runs" / search.name)
+        images, bare = stored_images(rows), rows["adversarial_prediction"].to_numpy()
         if own and one.detector.repairs:
             bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
+        ids = rows["image_id"].to_numpy()
+        return self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare)
+
+    def _scored(
+        self,
+        one: Guard,
+        name: str,
+        kind: Kind,
+        strength: str,
+        ids: np.ndarray,
+        images: np.ndarray,
+        bare: np.ndarray | None = None,
+    ) -> AttackRows:
+        """What a detector makes of attacked images; ``bare`` are the classifier's own predictions."""
+        kept = self.folder.path / one.named.folder / "scores" / f"{name}.parquet"
+        # One draw an image whatever found it: the worst of many draws would be no attack's merit.
+        found = score(one.named, one.detector, images, ids, kept, self.question.seed, purpose="final")
+        clean = one.test.take(pc.index_in(pa.array(ids), one.test["image_id"]))
+        label, prediction = self.subject.dataset.labels[ids], found["prediction"].to_numpy()
         clean_prediction = clean["prediction"].to_numpy()
+        moved = distances(self.subject.dataset.images[ids], images)
         return AttackRows(
-            name=search.name,
-            strength=_strength(search.attack),
+            name=name,
+            strength=strength,
             targeted=False,
-            kind=Kind(search.kind),
+            kind=kind,
             image_id=ids,
             label=label,
             clean_prediction=clean_prediction,
@@ -211,12 +215,12 @@ class Detection:
             fooled=prediction != label,
             score=found["score"].to_numpy(),
             clean_score=clean["score"].to_numpy(),
-            l0=rows["l0"].to_numpy(),
-            l2=rows["l2"].to_numpy(),
-            linf=rows["linf"].to_numpy(),
+            l0=moved.l0,
+            l2=moved.l2,
+            linf=moved.linf,
             attempted=clean_prediction == label,
             bare_prediction=bare,
-            bare_clean_prediction=label,  # what is attacked is classified right
+            bare_clean_prediction=None if bare is None else label,  # what is attacked is classified right
         )
 
     def _checks(self, one: Guard, attacks: list[AttackRows], alarms: Sequence[FalseAlarms]) -> list[Check]:
@@ -275,7 +279,6 @@ class Detection:
 
     def _noise(self, one: Guard) -> AttackRows:
         """Random directions as long as the threat allows, which must not do better than a search."""
-
         images = self.subject.dataset.images[self.ids]
         streams = [np.random.default_rng([self.question.seed, 2, int(image)]) for image in self.ids]
         change = np.stack([stream.standard_normal(images.shape[1:]) for stream in streams])
@@ -287,28 +290,7 @@ class Detection:
             noisy = levels.reshape(images.shape)
         else:
             noisy = _moved_by(images, change, Ball(*self.threat.ball))
-        kept = self.folder.path / one.named.folder / "scores" / "noise.parquet"
-        found = score(one.named, one.detector, noisy, self.ids, kept, self.question.seed, purpose="final")
-        clean = one.test.take(pc.index_in(pa.array(self.ids), one.test["image_id"]))
-        label, prediction = self.subject.dataset.labels[self.ids], found["prediction"].to_numpy()
-        moved, clean_prediction = distances(images, noisy), clean["prediction"].to_numpy()
-        return AttackRows(
-            name="noise",
-            strength=str(self.threat),
-            targeted=False,
-            kind=Kind.NOISE,
-            image_id=self.ids,
-            label=label,
-            clean_prediction=clean_prediction,
-            prediction=prediction,
-            fooled=prediction != label,
-            score=found["score"].to_numpy(),
-            clean_score=clean["score"].to_numpy(),
-            l0=moved.l0,
-            l2=moved.l2,
-            linf=moved.linf,
-            attempted=clean_prediction == label,
-        )
+        return self._scored(one, "noise", Kind.NOISE, str(self.threat), self.ids, noisy)
 
     def _without_gradient(self, one: Guard) -> Rate:
         """Attacked images at which the classifier's loss or the detector's score has a gradient of zero everywhere."""
@@ -333,30 +315,20 @@ class Detection:
 
     def _shifts(self, one: Guard) -> tuple[ShiftRow, ...]:
         """Alarms on harmless shifts and on foreign images, beside the classifier's own error."""
-
         ids = self.split.test[:SHIFTED]
         images, labels = self.subject.dataset.images[ids], self.subject.dataset.labels[ids]
-        populations = [
-            (one_shift.name, one_shift.strength, one_shift(images, ids, seed=self.question.seed), ids)
-            for one_shift in SHIFTS
-        ]
-        found = []
-        for name, strength, shifted, theirs in populations:
-            kept = self.folder.path / one.named.folder / "scores" / f"shift-{_slug(name, strength)}.parquet"
-            table = score(one.named, one.detector, shifted, theirs, kept, self.question.seed)
+        place, seed, found = self.folder.path / one.named.folder / "scores", self.question.seed, []
+        for shift in SHIFTS:
+            shifted = shift(images, ids, seed=seed)
+            kept = place / f"shift-{_slug(shift.name, shift.strength)}.parquet"
+            table = score(one.named, one.detector, shifted, ids, kept, seed)
             own = DenseEvaluator(self.subject.model).logits(torch.tensor(shifted)).argmax(dim=1).numpy()
-            found.append(ShiftRow(name, strength, self._alarms(one, table), Rate(int((own != labels).sum()), len(own))))
+            error = Rate(int((own != labels).sum()), len(own))
+            found.append(ShiftRow(shift.name, shift.strength, self._alarms(one, table), error))
         if self.others is not None:
-            name = f"foreign-{self.others.content_hash()[:12]}.parquet"
-            kept = self.folder.path / one.named.folder / "scores" / name
-            table = score(
-                one.named,
-                one.detector,
-                self.others.images[:SHIFTED],
-                np.arange(min(SHIFTED, len(self.others))),
-                kept,
-                self.question.seed,
-            )
+            other = self.others.images[:SHIFTED]
+            kept = place / f"foreign-{self.others.content_hash()[:12]}.parquet"
+            table = score(one.named, one.detector, other, np.arange(len(other)), kept, seed)
             found.append(ShiftRow(self.others.name, "foreign images", self._alarms(one, table), None))
         return tuple(found)
 
@@ -365,7 +337,6 @@ class Detection:
 
     def _seed_numbers(self, one: Guard) -> SeedNumbers | None:
         """What the original experiment reported, of its own detector."""
-
         if not isinstance(one.named.recipe, VAEKL):
             return None
         rows = self._rows(self.folder.path / "runs" / "ifgsm")
@@ -402,7 +373,6 @@ class Detection:
 
     def _examples(self, one: Guard, attacks: Sequence[AttackRows]) -> tuple[Example, ...]:
         """Two images of each attack, those that evade first."""
-
         found = []
         threshold = one.thresholds[0.05]
         for attack in attacks:
