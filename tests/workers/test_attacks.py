@@ -21,6 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "apgd": {"epsilon": 0.05, "steps": 12, "restarts": 2, "loss": "dlr"},
     "apgd l2": {"epsilon": 0.4, "norm": "l2", "steps": 12},
     "ddn": {"steps": 12},
+    "adaptive": {"steps": 12},
+    "adaptive linf": {"norm": "linf", "form": "orthogonal", "steps": 12, "loss": "margin"},
     "square": {"epsilon": 0.1, "max_queries": 30},
     "square l2": {"epsilon": 0.6, "norm": "l2", "max_queries": 30, "loss": "ce"},
     "jsma": {"max_steps": 12},
