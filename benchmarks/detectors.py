@@ -13,7 +13,6 @@ kept: not flagged and classified correctly by `predict`, of clean images.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -27,22 +26,21 @@ import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read wh
 # isort: split
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import nn
 
 from analysis.statistics import Rate
-from jobs.progress import progress
+from jobs.guard import load_networks
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.detectors.controls import MaxSoftmax, MedianFilter, RandomScore
 from workers.detectors.detector import Detector, DetectorRecipe
 from workers.detectors.feature_squeezing import FeatureSqueezing
 from workers.detectors.magnet import MagNet
+from workers.detectors.scoring import Scored, fresh_noise, score_images
 from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.sources import load_data
-from workers.training.networks import train_network
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,6 @@ def main() -> None:
         f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {len(attacked)} digits attacked"
     )
     print(f"{'detector':<18} {'attack':<14} {'paper':<27} {'':<7} {'ours':<42} {'at':>5}  false alarms")
-    generator = torch.Generator().manual_seed(options.seed)
     detectors: dict[DetectorRecipe, Detector] = {}
     found: dict[Attack, tuple[np.ndarray, np.ndarray]] = {}
     for case in CASES:
@@ -148,9 +145,13 @@ def main() -> None:
         if case.recipe not in detectors:
             detectors[case.recipe] = ready(case.recipe, model, training, options.networks, options.seed)
         detector = detectors[case.recipe]
-        calibrating, _ = answers(detector, digits.images[calibration], generator)
+
+        def answers(ids: np.ndarray, images: np.ndarray, purpose: str, detector: Detector = detector) -> Scored:
+            return score_images(detector, images, fresh_noise(detector, ids, seed=options.seed, purpose=purpose))
+
+        calibrating = answers(calibration, digits.images[calibration], "calibration").scores
         threshold = float(np.quantile(calibrating, 1 - case.false_alarms, method="higher"))
-        scores, classes = answers(detector, digits.images[others], generator)
+        scores, classes = answers(others, digits.images[others], "test")
         judged = Judged(scores, threshold, classes == digits.labels[others], np.zeros(len(others), dtype=bool))
         alarms = Rate(int(judged.flagged.sum()), len(others))
         if case.attacks:
@@ -159,7 +160,7 @@ def main() -> None:
                     result = attack(model, digits.images[attacked], digits.labels[attacked], seed=options.seed)
                     found[attack] = result.adversarial, result.success
             images, success = (np.concatenate(parts) for parts in zip(*(found[a] for a in case.attacks), strict=True))
-            scores, classes = answers(detector, images, generator)
+            scores, classes = answers(np.tile(attacked, len(case.attacks)), images, "attacked")
             right = classes == np.tile(digits.labels[attacked], len(case.attacks))
             judged = Judged(scores, threshold, right, success)
         print(
@@ -172,30 +173,11 @@ def main() -> None:
 def ready(recipe: DetectorRecipe, model: nn.Module, training: Dataset, folder: Path, seed: int) -> Detector:
     """The detector with its networks trained, or read from the folder, and fitted."""
     detector = recipe.build(model, training.shape)
-    for name, network in recipe.networks().items():
-        place = folder / network.key
-        with progress(network.epochs, place.name, "epochs") as shown:
-            for epoch in train_network(network, training, place, on_batch=lambda *_: None):
-                shown.advance(1, f"loss {epoch.loss:.4f}")
-        weights = place / json.loads((place / "model.json").read_text())["weights"]
-        detector.get_submodule(name).load_state_dict(safetensors.torch.load_file(weights))
+    load_networks(recipe, detector, training, folder)
     detector.eval().requires_grad_(False)
     images, labels = torch.tensor(training.images), torch.tensor(training.labels)
     detector.fit(images, labels, seed=seed, on_step=lambda *_: None)
     return detector
-
-
-@torch.no_grad()
-def answers(detector: Detector, images: np.ndarray, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and predicted classes, ``[n]`` each, of uint8 images; draws come from the generator."""
-    scores, classes = [], []
-    for start in range(0, len(images), 250):
-        part = torch.tensor(images[start : start + 250]).float().div(255)
-        shape = detector.noise
-        noise = None if shape is None else torch.randn(len(part), *shape, generator=generator)
-        scores.append(detector.score(part, noise).numpy())
-        classes.append(detector.predict(part, noise).argmax(dim=1).numpy())
-    return np.concatenate(scores), np.concatenate(classes)
 
 
 if __name__ == "__main__":

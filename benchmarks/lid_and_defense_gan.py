@@ -10,7 +10,6 @@ absent, about a quarter of an hour on two cores.
 
 import argparse
 import itertools
-import json
 import os
 import sys
 import time
@@ -22,20 +21,20 @@ import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read wh
 # isort: split
 
 import numpy as np
-import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from analysis.statistics import Rate
+from jobs.guard import trained
 from workers.attacks import DDN, FGSM, JSMA, IterativeFGSM
 from workers.detectors.defense_gan import DefenseGAN
 from workers.detectors.detector import Detector, DetectorRecipe
 from workers.detectors.lid import LID
+from workers.detectors.scoring import score_images
 from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.sources import load_data
-from workers.training.networks import train_network
 
 ATTACKS = {
     "fgsm": FGSM(epsilon=0.3),
@@ -82,16 +81,6 @@ def fitted(recipe: DetectorRecipe, model: nn.Module, training: Dataset) -> Detec
     return detector.requires_grad_(False)
 
 
-def judged(detector: Detector, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and predicted classes."""
-    scores, classes = [], []
-    with torch.no_grad():
-        for part in torch.split(torch.tensor(images).float() / 255, 64):
-            scores.append(detector.score(part))
-            classes.append(detector.predict(part).argmax(dim=1))
-    return torch.cat(scores).numpy(), torch.cat(classes).numpy()
-
-
 def auroc(clean: np.ndarray, attacked: np.ndarray, fooled: np.ndarray) -> str:
     """In per cent, of the successes against the same images clean."""
     truth = np.repeat([0, 1], fooled.sum())
@@ -105,7 +94,7 @@ def print_lid(model: nn.Module, training: Dataset, shown: dict[str, np.ndarray],
     for name, success in fooled.items():
         own = fitted(LID(attack=OWN.get(name, name)), model, training)
         by_own, by_default = (
-            auroc(judged(detector, shown["none"])[0], judged(detector, shown[name])[0], success)
+            auroc(*(score_images(detector, shown[kind], None).scores for kind in ("none", name)), success)
             for detector in (own, default)
         )
         print(f"{name:<8}{success.mean():>9.1%}{by_own:>8}{by_default:>9}  {PAPER_LID[name]}")
@@ -122,9 +111,7 @@ def print_gan(
 ) -> None:
     """Accuracy by attack and length of the descent."""
     network = DefenseGAN(epochs=epochs).networks()["gan"]
-    for epoch in train_network(network, training, folder, on_batch=lambda *_: None):
-        print(f"GAN, epoch {epoch.epoch}: {epoch.loss:.3f}", file=sys.stderr)
-    weights = safetensors.torch.load_file(folder / json.loads((folder / "model.json").read_text())["weights"])
+    weights = trained(network, training, folder)
     with torch.no_grad():
         plain = {
             name: model(torch.tensor(images).float() / 255).argmax(dim=1).numpy() for name, images in shown.items()
@@ -136,7 +123,7 @@ def print_gan(
         detector = fitted(DefenseGAN(steps=steps, restarts=restarts), model, training)
         detector.get_submodule("gan").load_state_dict(weights)
         started = time.perf_counter()
-        scores, classes = judged(detector, shown[name])
+        scores, classes = score_images(detector, shown[name], None)
         rate = len(labels) / (time.perf_counter() - started)
         clean = scores if name == "none" else clean
         found = "" if name == "none" else auroc(clean, scores, fooled[name])

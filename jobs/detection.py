@@ -27,7 +27,7 @@ from jobs.threat import RATIO, DetectorThreat, Search, adaptive_searches, naive_
 from workers.attacks import Adaptive, Attack, PixelBeam
 from workers.attacks.norm_ball import Ball
 from workers.detectors.guarded import Guarded, Judged
-from workers.detectors.scoring import fresh_noise
+from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
@@ -344,9 +344,9 @@ class Detection:
         noise = fresh_noise(one.detector, ids, seed=self.question.seed, purpose="reconstructions")
         right = {}
         for name, pictures in (("adversarial", stored_images(rows)), ("clean", self.subject.dataset.images[ids])):
-            again = self._again(one, pictures, noise)
+            again = reconstruct_images(one.detector, pictures, noise)
             assert again is not None
-            logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again).float())
+            logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again))
             right[name] = Rate(int((logits.argmax(dim=1).numpy() == labels).sum()), len(ids))
         adversarial = self._attacked(one, self.naive[0], self.subject)
         return SeedNumbers(
@@ -357,19 +357,6 @@ class Detection:
             clean_flagged=Rate(int((one.test["score"].to_numpy() > SEED_THRESHOLD).sum()), len(one.test)),
             at=SEED_THRESHOLD,
         )
-
-    def _again(self, one: Guard, images: np.ndarray, noise: np.ndarray | None) -> np.ndarray | None:
-        """Reconstructions float ``[n, C, H, W]`` in [0, 1]; None where the detector has none."""
-        parts = []
-        with torch.no_grad():
-            for start in range(0, len(images), 64):
-                inputs = torch.tensor(images[start : start + 64]).float().div(255)
-                drawn = None if noise is None else torch.tensor(noise[start : start + 64])
-                found = one.detector.reconstruct(inputs, drawn)
-                if found is None:
-                    return None
-                parts.append(found.numpy())
-        return np.concatenate(parts)
 
     def _examples(self, one: Guard, attacks: Sequence[AttackRows]) -> tuple[Example, ...]:
         """Two images of each attack, those that evade first."""
@@ -384,7 +371,7 @@ class Detection:
             if not len(chosen):
                 continue
             noise = fresh_noise(one.detector, ids, seed=self.question.seed, purpose="examples")
-            again = self._again(one, images, noise)
+            again = reconstruct_images(one.detector, images, noise)
             found += [
                 Example(
                     attack=attack.name,

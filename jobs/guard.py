@@ -22,6 +22,7 @@ from workers.results import write_part
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from torch import Tensor
 
     from analysis.detection import Threshold
     from workers.detectors import Detector, DetectorRecipe
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from workers.images import Dataset
     from workers.training.networks import Network
 
-__all__ = ["Guard", "Named", "Split", "guard", "require_fit", "score", "split_images"]
+__all__ = ["Guard", "Named", "Split", "guard", "load_networks", "require_fit", "score", "split_images", "trained"]
 
 CALIBRATION = 5000
 GUIDES = 500
@@ -252,9 +253,7 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
     before = torch.get_num_threads()
     torch.set_num_threads(joblib.cpu_count())
     try:
-        for attribute, network in named.recipe.networks().items():
-            place = networks / f"{network.key}-{training.content_hash()[:8]}"
-            getattr(detector, attribute).load_state_dict(trained(network, training, place))
+        load_networks(named.recipe, detector, training, networks)
         torch.set_num_threads(before)
         detector.eval().requires_grad_(False)
         with _followed(named.text) as on_step:
@@ -267,14 +266,29 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
     write_whole(kept, safetensors.torch.save(state))
 
 
-def trained(network: "Network", training: "Dataset", folder: Path) -> dict[str, Any]:
+def load_networks(recipe: "DetectorRecipe", detector: "Detector", training: "Dataset", folder: Path) -> None:
+    """Gives a detector its networks, trained with progress or read from where they were kept.
+
+    Args:
+        recipe, detector: whose networks.
+        training: what they are trained on.
+        folder: of trained networks, each in a folder of its own.
+
+    Raises:
+        WrongInput: for a folder that holds something else.
+    """
+    data = training.content_hash()[:8]
+    for attribute, network in recipe.networks().items():
+        detector.get_submodule(attribute).load_state_dict(trained(network, training, folder / f"{network.key}-{data}"))
+
+
+def trained(network: "Network", training: "Dataset", folder: Path) -> "dict[str, Tensor]":
     """Weights of a network, trained with progress or read from where they were kept.
 
     Raises:
         WrongInput: for a folder that holds something else.
     """
-    import safetensors.torch
-
+    from workers.training.checkpoints import last_weights
     from workers.training.networks import train_network
 
     steps = len(training) // network.batch_size
@@ -290,7 +304,7 @@ def trained(network: "Network", training: "Dataset", folder: Path) -> dict[str, 
                 bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
             else:
                 say(f"{network.NAME}: epoch {epoch.epoch}, loss {epoch.loss:.3f}")
-    return safetensors.torch.load_file(folder / json.loads((folder / "model.json").read_text())["weights"])
+    return last_weights(folder)
 
 
 def score(

@@ -1,15 +1,16 @@
 """Scores of many images: the same bits for an image whatever it is scored with."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workers.detectors.detector import Detector
 
-__all__ = ["Scored", "fresh_noise", "score_images"]
+__all__ = ["Scored", "fresh_noise", "reconstruct_images", "score_images"]
 
 BATCH = 64
 """Every call is of so many images, the last one filled up."""
@@ -55,15 +56,33 @@ def score_images(
     """
     scores, predictions = [], []
     with torch.no_grad():
-        for start in range(0, len(images), BATCH):
-            part = images[start : start + BATCH]
-            inputs = torch.zeros((BATCH, *images.shape[1:]))
-            inputs[: len(part)] = torch.tensor(part).float().div(255)
-            drawn = None
-            if noise is not None:
-                drawn = torch.zeros((BATCH, *noise.shape[1:]))
-                drawn[: len(part)] = torch.tensor(noise[start : start + BATCH])
-            scores.append(detector.score(inputs, drawn)[: len(part)].float().numpy())
-            predictions.append(detector.predict(inputs, drawn)[: len(part)].argmax(dim=1).numpy())
-            on_images(len(part))
+        for inputs, drawn, count in _batches(images, noise):
+            scores.append(detector.score(inputs, drawn)[:count].float().numpy())
+            predictions.append(detector.predict(inputs, drawn)[:count].argmax(dim=1).numpy())
+            on_images(count)
     return Scored(np.concatenate(scores), np.concatenate(predictions))
+
+
+def reconstruct_images(detector: Detector, images: np.ndarray, noise: np.ndarray | None) -> np.ndarray | None:
+    """Reconstructions float32 ``[n, C, H, W]`` in [0, 1]; None where the detector has none; arguments as above."""
+    found = []
+    with torch.no_grad():
+        for inputs, drawn, count in _batches(images, noise):
+            again = detector.reconstruct(inputs, drawn)
+            if again is None:
+                return None
+            found.append(again[:count].numpy())
+    return np.concatenate(found)
+
+
+def _batches(images: np.ndarray, noise: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+    """`BATCH` images in [0, 1] and their draws at a time, zeros behind the last ones, and how many are real."""
+    for start in range(0, len(images), BATCH):
+        part = images[start : start + BATCH]
+        inputs = torch.zeros((BATCH, *images.shape[1:]))
+        inputs[: len(part)] = torch.tensor(part).float().div(255)
+        drawn = None
+        if noise is not None:
+            drawn = torch.zeros((BATCH, *noise.shape[1:]))
+            drawn[: len(part)] = torch.tensor(noise[start : start + BATCH])
+        yield inputs, drawn, len(part)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 
-__all__ = ["restore", "same_training", "save"]
+__all__ = ["last_weights", "restore", "same_training", "save"]
 
 
 def same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
@@ -60,6 +60,13 @@ def save(folder: Path, card: dict[str, Any], model: nn.Module, optimizers: Seque
         if old.stem != stem:
             with contextlib.suppress(OSError):
                 old.unlink()
+
+
+def last_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights after the last epoch that `save` wrote."""
+    weights: str = json.loads((folder / "model.json").read_text())["weights"]
+    found: dict[str, Tensor] = safetensors.torch.load_file(folder / weights)
+    return found
 
 
 def restore(folder: Path, weights: str, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
