@@ -15,7 +15,7 @@ import torch
 from analysis import detection as reading
 from analysis.detection import AttackRows, Check, DetectorReport, Example, FalseAlarms, Kind, SeedNumbers, ShiftRow
 from analysis.replay import stored_images
-from analysis.shifts import SHIFTS
+from analysis.shifts import SHIFTS, Shift
 from analysis.statistics import Rate
 from cluster.store import RunFolder
 from jobs.frozen import FrozenFolder
@@ -24,7 +24,7 @@ from jobs.launch import Selection, WorkerHost, launch
 from jobs.progress import progress, say
 from jobs.subject import Subject
 from jobs.threat import RATIO, DetectorThreat, Search, adaptive_searches, naive_searches
-from workers.attacks import Adaptive, Attack, PixelBeam
+from workers.attacks import Adaptive, Attack
 from workers.attacks.norm_ball import Ball
 from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
@@ -166,7 +166,7 @@ class Detection:
             tolerance=self.question.tolerance,
             shifts=self._shifts(one),
             scores={"clean": scores} | {attack.name: attack.score[attack.success] for attack in attacks},
-            seed=self._seed_numbers(one),
+            seed=self._seed_numbers(one, attacks[0]),
             examples=self._examples(one, attacks),
         )
 
@@ -238,7 +238,7 @@ class Detection:
             twice: Attack = Adaptive(form=form, norm=self.threat.norm or "l2", steps=2 * self.question.steps)
         else:
             best = next(attack for attack in adaptive if attack.name == "adaptive-beam")
-            twice = PixelBeam(pixels=self.threat.pixels, width=2, candidates=max(200, self.threat.pixels))
+            twice = self.threat.beam(width=2)
         search = Search(f"doubled-{best.name.removeprefix('adaptive-')}", "adaptive", twice)
         self._launch(search, one.subject, place / "runs" / search.name, self.ids[:SOME])
         doubled = self._attacked(one, search, one.subject)
@@ -316,14 +316,10 @@ class Detection:
     def _shifts(self, one: Guard) -> tuple[ShiftRow, ...]:
         """Alarms on harmless shifts and on foreign images, beside the classifier's own error."""
         ids = self.split.test[:SHIFTED]
-        images, labels = self.subject.dataset.images[ids], self.subject.dataset.labels[ids]
         place, seed, found = self.folder.path / one.named.folder / "scores", self.question.seed, []
-        for shift in SHIFTS:
-            shifted = shift(images, ids, seed=seed)
+        for shift, shifted, error in self.shifted:
             kept = place / f"shift-{_slug(shift.name, shift.strength)}.parquet"
             table = score(one.named, one.detector, shifted, ids, kept, seed)
-            own = DenseEvaluator(self.subject.model).logits(torch.tensor(shifted)).argmax(dim=1).numpy()
-            error = Rate(int((own != labels).sum()), len(own))
             found.append(ShiftRow(shift.name, shift.strength, self._alarms(one, table), error))
         if self.others is not None:
             other = self.others.images[:SHIFTED]
@@ -332,11 +328,22 @@ class Detection:
             found.append(ShiftRow(self.others.name, "foreign images", self._alarms(one, table), None))
         return tuple(found)
 
+    @cached_property
+    def shifted(self) -> list[tuple[Shift, np.ndarray, Rate]]:
+        """Each shift, the test images under it, and the classifier's own error on them; the same for all detectors."""
+        ids = self.split.test[:SHIFTED]
+        images, labels, found = self.subject.dataset.images[ids], self.subject.dataset.labels[ids], []
+        for shift in SHIFTS:
+            shifted = shift(images, ids, seed=self.question.seed)
+            own = DenseEvaluator(self.subject.model).logits(torch.tensor(shifted)).argmax(dim=1).numpy()
+            found.append((shift, shifted, Rate(int((own != labels).sum()), len(own))))
+        return found
+
     def _alarms(self, one: Guard, table: pa.Table) -> tuple[Rate, ...]:
         return tuple(threshold.alarms(table["score"].to_numpy()) for threshold in one.thresholds.values())
 
-    def _seed_numbers(self, one: Guard) -> SeedNumbers | None:
-        """What the original experiment reported, of its own detector."""
+    def _seed_numbers(self, one: Guard, ifgsm: AttackRows) -> SeedNumbers | None:
+        """What the original experiment reported, of its own detector and its own attack."""
         if not isinstance(one.named.recipe, VAEKL):
             return None
         rows = self._rows(self.folder.path / "runs" / "ifgsm")
@@ -348,12 +355,11 @@ class Detection:
             assert again is not None
             logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again))
             right[name] = Rate(int((logits.argmax(dim=1).numpy() == labels).sum()), len(ids))
-        adversarial = self._attacked(one, self.naive[0], self.subject)
         return SeedNumbers(
             adversarial=Rate(int((rows["adversarial_prediction"].to_numpy() == labels).sum()), len(ids)),
             adversarial_reconstructed=right["adversarial"],
             clean_reconstructed=right["clean"],
-            flagged=Rate(int((adversarial.score > SEED_THRESHOLD).sum()), len(ids)),
+            flagged=Rate(int((ifgsm.score > SEED_THRESHOLD).sum()), len(ids)),
             clean_flagged=Rate(int((one.test["score"].to_numpy() > SEED_THRESHOLD).sum()), len(one.test)),
             at=SEED_THRESHOLD,
         )

@@ -206,8 +206,7 @@ def require_fit(named: Named, subject: Subject) -> None:
         return  # not fitted yet, it has no scores
     import torch
 
-    images = torch.tensor(subject.dataset.images[:2]).float().div(255)
-    noise = None if detector.noise is None else torch.zeros(len(images), *detector.noise)
+    images, noise = _two(detector, subject)
     try:
         with torch.no_grad():
             detector.score(images, noise)
@@ -225,13 +224,20 @@ def _has_gradient(detector: "Detector", subject: Subject) -> bool:
 
     if not detector.differentiable:
         return False
-    images = torch.tensor(subject.dataset.images[:2]).float().div(255).requires_grad_(True)
-    noise = None if detector.noise is None else torch.zeros(len(images), *detector.noise)
+    images, noise = _two(detector, subject)
     try:
         with torch.enable_grad():
-            return detector.score(images, noise).requires_grad
+            return detector.score(images.requires_grad_(True), noise).requires_grad
     except (RuntimeError, TypeError):  # numpy() of a tensor that wants a gradient
         return False
+
+
+def _two(detector: "Detector", subject: Subject) -> "tuple[Tensor, Tensor | None]":
+    """Two images in [0, 1] to try a detector on, and draws for them where it takes any."""
+    import torch
+
+    images = torch.tensor(subject.dataset.images[:2]).float().div(255)
+    return images, None if detector.noise is None else torch.zeros(len(images), *detector.noise)
 
 
 def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path, kept: Path, seed: int) -> None:

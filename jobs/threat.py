@@ -156,6 +156,11 @@ class DetectorThreat(Threat):
         assert self.epsilon is not None
         return self.norm or "l2", self.epsilon
 
+    def beam(self, width: int = 1) -> PixelBeam:
+        """The few-pixel search: of k pixels, of five where the threat is another."""
+        pixels = self.pixels or 5
+        return PixelBeam(pixels=pixels, width=width, candidates=max(200, pixels))
+
 
 @dataclass(frozen=True)
 class Search:
@@ -182,11 +187,7 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
         Search("ifgsm", "naive", IterativeFGSM(steps=300, full=True)),
         *more,
         Search("ddn", "minimal-norm", DDN(steps=100)),
-        Search(
-            "pixel-beam",
-            "few-pixel",
-            PixelBeam(pixels=threat.pixels or 5, width=1, candidates=max(200, threat.pixels or 5)),
-        ),
+        Search("pixel-beam", "few-pixel", threat.beam()),
     ]
 
 
@@ -198,9 +199,5 @@ def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
             Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps))
             for form in ("joint", "selective", "orthogonal", "matching")
         ),
-        Search(
-            "adaptive-beam",
-            "adaptive",
-            PixelBeam(pixels=threat.pixels or 5, width=1, candidates=max(200, threat.pixels or 5)),
-        ),
+        Search("adaptive-beam", "adaptive", threat.beam()),
     ]
