@@ -5,9 +5,8 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from workers.errors import WrongInput, first_problem
+from workers.errors import WrongInput
+from workers.parameters import Parameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Attack"]
 
 
-class Attack(BaseModel):
+class Attack(Parameters):
     """A search method with its parameters; immutable, and nothing of a search is kept in it.
 
     Construct one with its parameters as keywords, then call it with data. A subclass says what it searches
@@ -29,8 +28,6 @@ class Attack(BaseModel):
     Raises:
         WrongInput: on construction, for an unknown parameter or one out of its range.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
     BUDGET: ClassVar[str | None] = None
@@ -50,12 +47,6 @@ class Attack(BaseModel):
 
     USES_CLEAN_GRADIENT: ClassVar[bool] = False
     """Whether the search begins with the gradient of the loss ``ce`` at the clean images, `Batch.clean_gradient`."""
-
-    def __init__(self, **parameters: Any) -> None:
-        try:
-            super().__init__(**parameters)
-        except ValidationError as error:
-            raise WrongInput(first_problem(error)) from None
 
     @classmethod
     def at_each_budget(cls, parameters: Mapping[str, Any]) -> tuple[Self, ...]:

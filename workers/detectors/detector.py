@@ -2,13 +2,12 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from workers.errors import WrongInput, first_problem
+from workers.parameters import Parameters
 from workers.training.networks import Network
 
 __all__ = ["Detector", "DetectorRecipe", "OnStep"]
@@ -83,24 +82,16 @@ class Detector(nn.Module):
         return self
 
 
-class DetectorRecipe(BaseModel):
+class DetectorRecipe(Parameters):
     """A detector's name and parameters; immutable.
 
     Raises:
         WrongInput: on construction, for an unknown parameter or one out of its range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     NAME: ClassVar[str]
     PAPER: ClassVar[str] = ""
     """Where it comes from, authors and year; empty for a control."""
-
-    def __init__(self, **parameters: Any) -> None:
-        try:
-            super().__init__(**parameters)
-        except ValidationError as error:
-            raise WrongInput(first_problem(error)) from None
 
     def networks(self) -> dict[str, Network]:
         """The networks that are trained before it is fitted, by the attribute of the detector that holds each."""

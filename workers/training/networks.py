@@ -9,22 +9,21 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from workers.errors import WrongInput
 from workers.files import exclusive
 from workers.images import Dataset
 from workers.models.vae import VAE
+from workers.parameters import Parameters
 from workers.training.checkpoints import restore, same_training, save
 
 __all__ = ["Network", "NetworkEpoch", "VAENetwork", "train_network"]
 
 
-class Network(BaseModel):
+class Network(Parameters):
     """A network and how it is trained: what `train_network` needs to know; immutable."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
 
