@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from workers.models.magnet import MagNetAutoencoder
-from workers.training.networks import Network
+from workers.training.networks import OneLossNetwork
 
 __all__ = ["MagNetNetwork"]
 
 
-class MagNetNetwork(Network):
+class MagNetNetwork(OneLossNetwork):
     """An autoencoder of MagNet: Adam on the mean squared error between the image and what is made of a noisy one.
 
     Gaussian noise is added to the input, which is then clamped to [0, 1]; it is drawn anew at every step.
@@ -32,17 +32,6 @@ class MagNetNetwork(Network):
     def optimizers(self, model: nn.Module) -> Sequence[torch.optim.Optimizer]:
         return [torch.optim.Adam(model.parameters(), lr=self.learning_rate)]
 
-    def step(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        images: Tensor,
-        generator: torch.Generator,
-    ) -> float:
-        (optimizer,) = optimizers
+    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         noisy = (images + self.noise * torch.randn(images.shape, generator=generator)).clamp_(0, 1)
-        optimizer.zero_grad()
-        loss = nn.functional.mse_loss(model(noisy), images)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.item()
+        return nn.functional.mse_loss(model(noisy), images)

@@ -19,7 +19,7 @@ from workers.models.vae import VAE
 from workers.parameters import Parameters
 from workers.training.checkpoints import restore, same_training, save
 
-__all__ = ["Network", "NetworkEpoch", "VAENetwork", "train_network"]
+__all__ = ["Network", "NetworkEpoch", "OneLossNetwork", "VAENetwork", "train_network"]
 
 
 class Network(Parameters):
@@ -63,7 +63,29 @@ class Network(Parameters):
         """
 
 
-class VAENetwork(Network):
+class OneLossNetwork(Network):
+    """A network that one optimizer trains on one loss."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The loss of an image, a scalar; arguments as of `step`."""
+
+    def step(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        images: Tensor,
+        generator: torch.Generator,
+    ) -> float:
+        (optimizer,) = optimizers
+        optimizer.zero_grad()
+        loss = self.loss(model, images, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.item()
+
+
+class VAENetwork(OneLossNetwork):
     """The variational autoencoder (`workers.models.vae`): RMSprop on the evidence lower bound.
 
     With a code of 2 the Keras example comes to a loss of 146 to 151 an image on MNIST after its 30 epochs.
@@ -79,20 +101,9 @@ class VAENetwork(Network):
     def optimizers(self, model: nn.Module) -> Sequence[torch.optim.Optimizer]:
         return [torch.optim.RMSprop(model.parameters(), lr=self.learning_rate, alpha=0.9, eps=1e-7)]
 
-    def step(
-        self,
-        model: nn.Module,
-        optimizers: Sequence[torch.optim.Optimizer],
-        images: Tensor,
-        generator: torch.Generator,
-    ) -> float:
+    def loss(self, model: nn.Module, images: Tensor, generator: torch.Generator) -> Tensor:
         assert isinstance(model, VAE)
-        (optimizer,) = optimizers
-        optimizer.zero_grad()
-        loss = model.loss(images, torch.randn(len(images), self.code_size, generator=generator)).mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        return loss.item()
+        return model.loss(images, torch.randn(len(images), self.code_size, generator=generator)).mean()
 
 
 @dataclass(frozen=True)
