@@ -252,6 +252,7 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
     import torch
 
     from workers.files import write_whole
+    from workers.models.loading import pack_weights
 
     if kept.exists():
         detector.restore(safetensors.torch.load_file(kept))
@@ -268,8 +269,7 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
         raise Interrupted("interrupted: finished epochs are kept; run the same command again to resume") from None
     finally:
         torch.set_num_threads(before)
-    state = {name: value.clone().contiguous() for name, value in detector.state_dict().items()}
-    write_whole(kept, safetensors.torch.save(state))
+    write_whole(kept, pack_weights(detector))
 
 
 def load_networks(recipe: "DetectorRecipe", detector: "Detector", training: "Dataset", folder: Path) -> None:

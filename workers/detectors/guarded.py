@@ -130,11 +130,12 @@ def write_guarded(
         guarded: fitted and calibrated.
         explained: the share of the variance of its scores that the stand-in explains.
     """
+    from workers.models.loading import pack_weights
+
     state = {"classifier": _bytes(classifier.weights), "guides": guarded.guides.contiguous()}
     for name, module in (("detector", guarded.detector), ("stand_in", guarded.stand_in)):
         if module is not None:
-            weights = {key: value.detach().clone().contiguous() for key, value in module.state_dict().items()}
-            state[name] = _bytes(safetensors.torch.save(weights))
+            state[name] = _bytes(pack_weights(module))
     architecture = {
         "name": "guarded",
         "classifier": classifier.architecture,

@@ -21,7 +21,7 @@ from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 
-__all__ = ["ModelRecipe", "check_model", "hash_of_sources", "read_model", "user_function"]
+__all__ = ["ModelRecipe", "check_model", "hash_of_sources", "pack_weights", "read_model", "user_function"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def read_model(
             raise WrongInput("neither a model folder, a .pt2 program nor package.module:function")
         model = _built(architecture, state)
         if not state:
-            state = safetensors.torch.save({k: v.detach().clone().contiguous() for k, v in model.state_dict().items()})
+            state = pack_weights(model)
             _built(architecture, state)
     except WrongInput as error:
         raise WrongInput(str(error) if str(error).startswith("--") else f"--model {reference}: {error}") from None
@@ -107,6 +107,13 @@ def read_model(
         digest.update(part)
     digest.update(state)
     return ModelRecipe(reference, architecture, state, tuple(mean), tuple(std), weights, digest.hexdigest())
+
+
+def pack_weights(model: nn.Module) -> bytes:
+    """Parameters and buffers as safetensors; shared ones are written as often as they are named."""
+    return bytes(
+        safetensors.torch.save({name: x.detach().clone().contiguous() for name, x in model.state_dict().items()})
+    )
 
 
 def check_model(model: nn.Module, dataset: Dataset) -> int:

@@ -12,19 +12,21 @@ from torch import Tensor, nn
 
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
+from workers.models.loading import pack_weights
 
 __all__ = ["last_weights", "restore", "same_training", "save"]
 
 
-def same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
+def same_training(folder: Path, card: dict[str, Any], epochs: int) -> dict[str, Any]:
     """The folder's own card when it holds epochs of this training, else the given one.
 
     Args:
         folder: of the training; absent, empty, or one that `save` wrote.
         card: ``architecture``, ``training`` (both compared field by field) and ``epochs``.
+        epochs: how many are wanted.
 
     Raises:
-        WrongInput: when the folder holds another training, or something else.
+        WrongInput: when the folder holds another training, more epochs than are wanted, or something else.
     """
     path = folder / "model.json"
     if folder.exists() and not folder.is_dir():
@@ -41,6 +43,8 @@ def same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
             have = found["architecture"] if field == "architecture" else found["training"][field]
             if have != want:
                 raise WrongInput(f"--out {folder}: was trained with {field} {have}, not {want}; name another folder")
+        if len(found["epochs"]) > epochs:
+            raise WrongInput(f"--epochs: {folder} has {len(found['epochs'])} epochs already, got {epochs}")
         return dict(found)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, WrongInput):
@@ -51,8 +55,7 @@ def same_training(folder: Path, card: dict[str, Any]) -> dict[str, Any]:
 def save(folder: Path, card: dict[str, Any], model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
     """Writes the epoch that the card lists last; ``model.json`` is replaced last, so a kill leaves the one before."""
     stem = f"epoch-{len(card['epochs']):03d}"
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    write_whole(folder / f"{stem}.safetensors", safetensors.torch.save(weights))
+    write_whole(folder / f"{stem}.safetensors", pack_weights(model))
     write_whole(folder / f"{stem}.optimizer", safetensors.torch.save(_moments(model, optimizers)))
     card["weights"] = f"{stem}.safetensors"
     write_whole(folder / "model.json", (json.dumps(card, indent=1) + "\n").encode())

@@ -142,15 +142,13 @@ def train_network(
         "data": {"name": training.name, "training_images": len(training)},
         "epochs": [],
     }
-    card = same_training(folder, card)
+    card = same_training(folder, card, network.epochs)
     epochs = card["epochs"]
-    if len(epochs) > network.epochs:
-        raise WrongInput(f"--epochs: {folder} has {len(epochs)} epochs already, got {network.epochs}")
     yield from (NetworkEpoch(**epoch) for epoch in epochs)
     if len(epochs) == network.epochs:
         return
     with exclusive(folder):
-        card = same_training(folder, card)
+        card = same_training(folder, card, network.epochs)
         with torch.random.fork_rng(devices=[]):  # the layers draw from torch's own stream
             torch.manual_seed(network.seed)
             model = network.build(training.shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -84,16 +84,14 @@ def train(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_
         "data": {"name": training.name, "training_images": len(training), "test_images": len(test)},
         "epochs": [],
     }
-    card = same_training(folder, card)
+    card = same_training(folder, card, recipe.epochs)
     epochs = card["epochs"]
-    if len(epochs) > recipe.epochs:
-        raise WrongInput(f"--epochs: {folder} has {len(epochs)} epochs already, got {recipe.epochs}")
     yield from (Epoch(**epoch) for epoch in epochs)
     if len(epochs) == recipe.epochs:
         return
 
     with exclusive(folder):
-        yield from _remaining(training, test, recipe, folder, same_training(folder, card), on_batch)
+        yield from _remaining(training, test, recipe, folder, same_training(folder, card, recipe.epochs), on_batch)
 
 
 def _remaining(
