@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from jobs.exits import Interrupted
 from jobs.progress import Progress, progress, say
 from jobs.subject import Subject
+from jobs.train import followed
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
 from workers.results import write_part
@@ -298,18 +300,10 @@ def trained(network: "Network", training: "Dataset", folder: Path) -> "dict[str,
     from workers.training.networks import train_network
 
     steps = len(training) // network.batch_size
-    with progress(network.epochs * steps, f"training {network.NAME}", "steps") as bar:
-        seen = [0]
-
-        def on_batch(epoch: int, step: int, loss: float) -> None:
-            seen[0] = epoch
-            bar.advance(1, f"epoch {epoch}, loss {loss:.3f}")
-
-        for epoch in train_network(network, training, folder, on_batch=on_batch):
-            if epoch.epoch > seen[0]:
-                bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
-            else:
-                say(f"{network.NAME}: epoch {epoch.epoch}, loss {epoch.loss:.3f}")
+    epochs_of = partial(train_network, network, training, folder)
+    for epoch, new in followed(epochs_of, network.epochs, steps, f"training {network.NAME}"):
+        if new:
+            say(f"{network.NAME}: epoch {epoch.epoch}, loss {epoch.loss:.3f}")
     return last_weights(folder)
 
 

@@ -1,10 +1,11 @@
 """``brittle train``: train the seed's CNN, resumably."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 
 from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +17,7 @@ from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.sources import NAMES, load_data
 
-__all__ = ["app", "train_model"]
+__all__ = ["app", "followed", "train_model"]
 
 app = App(
     name="train",
@@ -85,20 +86,47 @@ def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> lis
 
     torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
-    with _interruptible(out), progress(recipe.epochs * steps, "training", "steps") as bar:
-        seen = [0]
-
-        def on_batch(epoch: int, step: int, loss: float) -> None:
-            seen[0] = epoch
-            bar.advance(1, f"epoch {epoch}, loss {loss:.3f}")
-
-        for epoch in epochs_of(training, test, recipe, out, on_batch=on_batch):
-            if epoch.epoch > seen[0]:
-                bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
+    with _interruptible(out):
+        for epoch, _ in followed(partial(epochs_of, training, test, recipe, out), recipe.epochs, steps, "training"):
             print(f"epoch {epoch.epoch}: loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}", flush=True)
             confusion = epoch.confusion
     assert confusion is not None
     return confusion
+
+
+class Numbered(Protocol):
+    """An epoch of a training."""
+
+    @property
+    def epoch(self) -> int:
+        """From 1."""
+
+
+SomeEpoch = TypeVar("SomeEpoch", bound=Numbered)
+
+
+def followed(
+    training: Callable[..., Iterator[SomeEpoch]], epochs: int, steps: int, title: str
+) -> Iterator[tuple[SomeEpoch, bool]]:
+    """The epochs of a training, with progress, and whether each was trained now, not read from its checkpoint.
+
+    Args:
+        training: given ``on_batch``, which follows the steps, it yields every epoch; those that are there at once.
+        epochs, steps: how many, and of how many steps each.
+        title: what is being done.
+    """
+    with progress(epochs * steps, title, "steps") as bar:
+        seen = 0
+
+        def on_batch(epoch: int, step: int, loss: float) -> None:
+            nonlocal seen
+            seen = epoch
+            bar.advance(1, f"epoch {epoch}, loss {loss:.3f}")
+
+        for epoch in training(on_batch=on_batch):
+            if kept := epoch.epoch > seen:
+                bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
+            yield epoch, not kept
 
 
 @contextmanager
