@@ -76,8 +76,8 @@ def detect(
     /,
     *,
     subject: Annotated[SubjectOptions, Parameter(name="*", group=Group("Model and images"))],
-    out: Annotated[Path, Parameter(group=Group("Model and images"))],
-    networks: Annotated[Path | None, Parameter(group=Group("Model and images"))] = None,
+    out: Annotated[str, Parameter(group=Group("Model and images"))],
+    networks: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     training_data: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     foreign: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     retry_failed: Annotated[bool, Parameter(negative="", group=Group("Model and images"))] = False,
@@ -103,10 +103,9 @@ def detect(
     named = [Named.of(text) for text in detectors]
     if len({one.folder for one in named}) < len(named):
         raise WrongInput("DETECTORS: the same one is named twice")
-    folder = FrozenFolder(out, "detection")
+    folder = FrozenFolder(on_disk("--out", out), "detection")
     folder.require_usable()
-    if networks is not None and ("://" in str(networks) or (networks.exists() and not networks.is_dir())):
-        raise WrongInput(f"--networks {networks}: expected a folder of this machine")
+    trained = on_disk("--networks", networks) if networks else folder.path / "networks"
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
     for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps)]:
@@ -139,9 +138,7 @@ def detect(
             folder.create(asked)
         else:
             folder.compare(asked)
-        detection = Detection(
-            loaded, training, split, folder, networks or out / "networks", host, threat, question, others, retry_failed
-        )
+        detection = Detection(loaded, training, split, folder, trained, host, threat, question, others, retry_failed)
         try:
             detection.attack_naively()
             reports: list[DetectorReport] = []
@@ -149,10 +146,22 @@ def detect(
                 reports.append(detection.report(one))
                 publish(folder, reports, detection)  # what is known, should a later one fail
         except WrongInput:
-            if fresh and not (out / "runs").exists():
+            if fresh and not (folder.path / "runs").exists():
                 folder.forget()
             raise
     return tell(folder, reports, detection)
+
+
+def on_disk(flag: str, folder: str) -> Path:
+    """The path of a folder on a disk, which need not exist yet.
+
+    Raises:
+        WrongInput: for a file, or a place elsewhere.
+    """
+    place = Place.of(folder)
+    if not place.local or (place.path.exists() and not place.path.is_dir()):
+        raise WrongInput(f"{flag} {folder}: expected a folder on a disk")
+    return place.path
 
 
 def load_training(training_data: str | None, data: str) -> "Dataset":
@@ -186,7 +195,7 @@ def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
         found = load_data(wanted, "test" if wanted in NAMES or Path(wanted).is_dir() else None, say=say)
     except WrongInput as error:
         if name:
-            raise
+            raise WrongInput(str(error).replace("--data", "--foreign", 1)) from None
         say(f"no foreign images: {error}")
         return None
     if found.shape != subject.dataset.shape:

@@ -394,6 +394,10 @@ CASES = {
     f"{DETECT} random": "must not be trained on",
     "detect random --model model --data good.npz --training-data good.npz --out a-file": "--out a-file",
     "detect random --model model --data good.npz --training-data good.npz --out foreign": "not a detection's folder",
+    "detect random --model model --data good.npz --out s3://bucket/folder": "expected a folder on a disk",
+    "detect random --model model --data good.npz --out out --networks s3://bucket/folder": "--networks s3://bucket",
+    "detect random --model model --data good.npz --out out --networks a-file": "--networks a-file",
+    "detect random --model model --data digits --out out --foreign mnisst": "--foreign mnisst",
     # YAML
     "attack absent.yaml --out out": "absent.yaml",
     "attack folder.yaml --out out": "folder.yaml",
