@@ -29,8 +29,10 @@ __all__ = [
     "FalseAlarms",
     "Headline",
     "Kind",
+    "OverSeeds",
     "SeedNumbers",
     "ShiftRow",
+    "Spread",
     "Threat",
     "Threshold",
     "adaptive_unbeaten",
@@ -42,6 +44,7 @@ __all__ = [
     "headline",
     "judge_detector",
     "monotone_in_budget",
+    "over_seeds",
     "steps_suffice",
     "to_json",
     "unbounded_succeeds",
@@ -821,15 +824,63 @@ class DetectorReport:
     examples: tuple[Example, ...] = ()
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A figure over several trainings."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Spread | None":
+        """Of those that there are; None without any."""
+        found = [value for value in values if value is not None]
+        return cls(float(np.mean(found)), min(found), max(found)) if found else None
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """One detector, trained several times: an interval by image says nothing of what another training would give.
+
+    Attributes:
+        name: of the detector, without its seed.
+        verdicts: one a training.
+        evaded: of the headline that was judged.
+        auroc: the lowest of each training's cells that are not grey.
+    """
+
+    name: str
+    verdicts: tuple[str, ...]
+    evaded: Spread | None
+    auroc: Spread | None
+
+
+def over_seeds(name: str, reports: Sequence[DetectorReport]) -> OverSeeds:
+    """What reports of a detector that differ in the training seed alone come to."""
+    lowest = [_worst_auroc(report) for report in reports]
+    return OverSeeds(
+        name=name,
+        verdicts=tuple(str(report.judgement.verdict) for report in reports),
+        evaded=Spread.of([report.headlines[0].evaded.value for report in reports]),
+        auroc=Spread.of([found[1].value if found else None for found in lowest]),
+    )
+
+
+def _worst_auroc(report: DetectorReport) -> tuple[str, Estimate] | None:
+    """The attack that the score tells least from clean images, of the cells that are not grey."""
+    found = [(cell.name, cell.auroc) for cell in report.cells if cell.auroc and not cell.grey]
+    return min(found, key=lambda pair: pair[1].value, default=None)
+
+
 def to_json(report: DetectorReport) -> dict[str, Any]:
     """A report as ``verdict.json`` has it: numbers, strings and None only; a threshold that is not finite is None.
 
     ``auroc`` and ``worst_tpr`` are the lowest of the cells that are not grey.
     """
     solid = [found for found in report.cells if not found.grey]
-    aurocs = [(found.name, found.auroc) for found in solid if found.auroc]
     tprs = [(found.name, at.rate, at.tpr) for found in solid for at in found.at[:1] if at.tpr]
-    auroc = min(aurocs, key=lambda pair: pair[1].value, default=None)
+    auroc = _worst_auroc(report)
     worst = min(tprs, key=lambda triple: triple[2].value, default=None)
     return {
         "detector": report.name,

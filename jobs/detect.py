@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,8 +26,9 @@ from workers.versions import versions
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from analysis.detection import DetectorReport
+    from analysis.detection import DetectorReport, OverSeeds
     from jobs.detection import Detection
+    from jobs.guard import Named
     from jobs.subject import Subject
     from workers.images import Dataset
 
@@ -51,7 +53,7 @@ app = App(
         "brittle detect vae-kl --model MODEL --data mnist --out D",
         "brittle detect vae-kl magnet vae-error,code_size=16 --model MODEL --data mnist --networks NETWORKS --out D",
         "brittle detect my_module:my_detector --model MODEL --data mnist --norm linf --epsilon 0.1 --out D",
-        "brittle detect magnet --model MODEL --data mnist --require holds --out D",
+        "brittle detect magnet --model MODEL --data mnist --training-seeds 3 --require holds --out D",
     ),
 )
 
@@ -65,6 +67,9 @@ class Question(BaseModel):
     steps: int = Field(100, ge=10, le=100_000, description="Steps of the adaptive gradient searches.")
     tolerance: float = Field(
         0.1, gt=0, lt=1, description="Largest acceptable share of attempts that are fooled and not flagged."
+    )
+    training_seeds: int = Field(
+        1, ge=1, le=100, description="Detectors with networks are trained and judged so often, one seed after another."
     )
     require: str | None = Field(None, pattern="^holds$", description="holds: exit code 1 unless every detector does.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the split of images and of every draw.")
@@ -100,7 +105,9 @@ def detect(
     threat, question = threat or DetectorThreat(), question or Question()
     if not detectors:
         raise WrongInput("DETECTORS: expected the name of one at least")
-    named = [Named.of(text) for text in detectors]
+    named = [one for text in detectors for one in Named.of(text).trained_anew(question.training_seeds)]
+    if question.training_seeds > 1 and len(named) == len(detectors):
+        raise WrongInput(f"--training-seeds: none of {', '.join(detectors)} trains a network")
     if len({one.folder for one in named}) < len(named):
         raise WrongInput("DETECTORS: the same one is named twice")
     folder = FrozenFolder(on_disk("--out", out), "detection")
@@ -124,7 +131,7 @@ def detect(
     asked = {
         "detectors": {one.text: one.frozen() for one in named},
         **threat.model_dump(mode="json"),
-        **question.model_dump(mode="json", exclude={"require", "tolerance"}),
+        **question.model_dump(mode="json", exclude={"require", "tolerance", "training_seeds"}),  # they name detectors
         "split": loaded.dataset.split,
         "model": loaded.recipe.content_hash,
         "data": loaded.data_hash,
@@ -141,15 +148,24 @@ def detect(
         detection = Detection(loaded, training, split, folder, trained, host, threat, question, others, retry_failed)
         try:
             detection.attack_naively()
-            reports: list[DetectorReport] = []
+            attacked, failure = [], None
             for one in named:
-                reports.append(detection.report(one))
-                publish(folder, reports, detection)  # what is known, should a later one fail
+                try:
+                    attacked.append(detection.attack(one))
+                except WrongInput as error:  # those before it are judged all the same
+                    failure = error
+                    break
+            reports: list[DetectorReport] = []
+            for each in attacked:
+                reports.append(detection.report(each, [other for other in attacked if other is not each]))
+                publish(folder, reports, detection, several(named, reports))
+            if failure:
+                raise failure
         except WrongInput:
             if fresh and not (folder.path / "runs").exists():
                 folder.forget()
             raise
-    return tell(folder, reports, detection)
+    return tell(folder, reports, detection, several(named, reports))
 
 
 def on_disk(flag: str, folder: str) -> Path:
@@ -203,19 +219,43 @@ def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
     return found
 
 
-def publish(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> None:
+def several(named: "Sequence[Named]", reports: "Sequence[DetectorReport]") -> "list[OverSeeds]":
+    """What the trainings of each detector that was trained several times come to together."""
+    from analysis.detection import over_seeds
+
+    groups: dict[str, list[DetectorReport]] = {}
+    for one, report in zip(named, reports, strict=False):  # those that are judged
+        groups.setdefault(one.untrained, []).append(report)
+    return [over_seeds(name, group) for name, group in groups.items() if len(group) > 1]
+
+
+def publish(
+    folder: FrozenFolder,
+    reports: "Sequence[DetectorReport]",
+    detection: "Detection",
+    trainings: "Sequence[OverSeeds]",
+) -> None:
     """Writes verdict, table and page of the detectors that are judged."""
     from analysis.page.detection import render_detection
     from workers.results import write_part
 
-    verdict = verdict_of(reports) | {"threat": detection.threat.describe()}
+    verdict = verdict_of(reports) | {
+        "threat": detection.threat.describe(),
+        "training_seeds": [asdict(found) for found in trainings],
+    }
     write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
-    page = render_detection(reports, model=detection.subject.recipe.reference, data=detection.subject.dataset.name)
+    model, data = detection.subject.recipe.reference, detection.subject.dataset.name
+    page = render_detection(reports, model=model, data=data, trainings=trainings)
     write_whole(folder.page, page.encode())
 
 
-def tell(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "Detection") -> int:
+def tell(
+    folder: FrozenFolder,
+    reports: "Sequence[DetectorReport]",
+    detection: "Detection",
+    trainings: "Sequence[OverSeeds]",
+) -> int:
     """Prints the verdicts, and says how the command ends."""
     for report in reports:
         print(f"{report.name}: {report.judgement.verdict}")
@@ -230,6 +270,9 @@ def tell(folder: FrozenFolder, reports: "Sequence[DetectorReport]", detection: "
                 f"  {found.name:<20} {found.success.value or 0:>8.1%} {length:>6} {tprs[0]:>11} {tprs[1]:>7} "
                 f"{'–' if evaded is None else f'{evaded:.1%}':>18}"
             )
+    for each in trainings:
+        spread = each.evaded and f"; fooled and not flagged {each.evaded.low:.1%} to {each.evaded.high:.1%}"
+        print(f"{each.name}, {len(each.verdicts)} trainings: {', '.join(each.verdicts)}{spread or ''}")
     print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
     verdicts = {str(report.judgement.verdict) for report in reports}
     unmet = detection.question.require and verdicts != {"holds"}

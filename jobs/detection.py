@@ -19,7 +19,7 @@ from analysis.shifts import SHIFTS, Shift
 from analysis.statistics import Rate
 from cluster.store import RunFolder
 from jobs.frozen import FrozenFolder
-from jobs.guard import Guard, Named, Split, guard, score
+from jobs.guard import EXPLAINED, Guard, Named, Split, guard, score
 from jobs.launch import Selection, WorkerHost, launch
 from jobs.progress import progress, say
 from jobs.subject import Subject
@@ -52,6 +52,26 @@ EXAMPLES = 2
 
 SEED_THRESHOLD = 0.3
 """Where the original experiment put it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attacked:
+    """A detector and what searches that know it found; empty where it could not be attacked."""
+
+    guard: Guard
+    found: "dict[Search, AttackRows]"
+
+    def best(self, threat: reading.Threat, *, gradient: bool = False) -> Search:
+        """The search that evades most often within the threat; of those that are untargeted and on all images.
+
+        Args:
+            threat: what counts.
+            gradient: whether only gradient searches are asked.
+        """
+        whole = [one for one in self.found if not (one.targeted or one.dear) and one.aimed == 0.05]
+        those = [one for one in whole if isinstance(one.attack, Adaptive)] if gradient else whole
+        threshold = self.guard.thresholds[0.05]
+        return max(those, key=lambda one: int(self.found[one].evaded(threshold, threat).sum()))
 
 
 @dataclass
@@ -100,30 +120,46 @@ class Detection:
             self.threat = DetectorThreat(norm="l2", epsilon=round(float(RATIO * np.median(fallen)), 3))
             say(f"the threat: {self.threat}, {RATIO} times the median at which the classifier alone falls")
 
-    def report(self, named: Named) -> DetectorReport:
-        """Brings a detector to its verdict.
+    def attack(self, named: Named) -> Attacked:
+        """Fits and calibrates a detector, and searches it and the classifier together.
 
         Raises:
             WrongInput: for a detector that cannot take these images.
             Interrupted: when stopped; the same command resumes.
         """
-        place, labels = self.folder.path / named.folder, self.subject.dataset.labels
+        place = self.folder.path / named.folder
         one = guard(named, self.subject, self.training, self.split, place, self.networks, self.question.seed)
-        clean = one.test
+        attacked = Attacked(one, {})
+        if one.subject is None:
+            return attacked
+        for search in adaptive_searches(self.threat, self.question.steps):
+            attacked.found[search] = self._searched(one, search, self.ids[:SOME] if search.dear else None)
+        if one.lenient is not None:  # what evades at 5 % does at 1 %, but more may
+            best = attacked.best(self.judged)
+            search = replace(best, name=f"{best.name}-at-1", aimed=0.01)
+            attacked.found[search] = self._searched(one, search)
+        return attacked
+
+    def report(self, attacked: Attacked, others: Sequence[Attacked] = ()) -> DetectorReport:
+        """Brings a detector to its verdict.
+
+        Args:
+            attacked: the detector.
+            others: detectors whose adversarial images are tried on it as well.
+
+        Raises:
+            Interrupted: when stopped; the same command resumes.
+        """
+        one, labels = attacked.guard, self.subject.dataset.labels
+        named, clean = one.named, one.test
         right = clean["prediction"].to_numpy() == labels[clean["image_id"].to_numpy()]
         scores = clean["score"].to_numpy()
         thresholds = tuple(one.thresholds.values())
         alarms = tuple(reading.false_alarms(threshold, scores, right) for threshold in thresholds)
-        attacks = [self._attacked(one, search, self.subject) for search in self.naive]
-        adaptive, checks = [], []
-        if one.subject is not None:
-            searches = adaptive_searches(self.threat, self.question.steps)
-            for search in searches:
-                few = search.name == "adaptive-beam" and self.threat.pixels is None  # some thousand queries an image
-                self._launch(search, one.subject, place / "runs" / search.name, self.ids[:SOME] if few else None)
-            adaptive = [self._attacked(one, search, one.subject) for search in searches]
-            checks = self._checks(one, [*attacks, *adaptive], alarms)
-        attacks += adaptive
+        naive = [self._attacked(one, search, self.subject) for search in self.naive]
+        adaptive = list(attacked.found.values())
+        attacks = [*naive, *adaptive, *self._transferred(one, others)]
+        checks = self._checks(attacked, attacks, alarms) if adaptive else []
         calibration = one.calibration["score"].to_numpy()
         with progress(len(attacks), f"{named.text}: intervals", "attacks") as bar:
             cells = []
@@ -142,14 +178,15 @@ class Detection:
         judgement = reading.judge_detector(
             headlines[0], thresholds[0], checks, adaptive=bool(adaptive), tolerance=self.question.tolerance
         )
-        if adaptive:
-            judgement = judgement.because(
-                "searches aim at the threshold of 5 % of false alarms: at 1 % more may be possible than they show"
-            )
         if one.stand_in is not None:
+            lent = (
+                "lent its own"
+                if one.stand_in >= EXPLAINED
+                else "has nothing to lend: searches follow none of the score"
+            )
             judgement = judgement.because(
                 f"the detector gives no gradients: a stand-in that explains {one.stand_in:.0%} of the variance of its "
-                "scores lent its own"
+                f"scores {lent}"
             )
         for name, reason in self.failures.items():
             judgement = judgement.because(
@@ -166,7 +203,7 @@ class Detection:
             tolerance=self.question.tolerance,
             shifts=self._shifts(one),
             scores={"clean": scores} | {attack.name: attack.score[attack.success] for attack in attacks},
-            seed=self._seed_numbers(one, attacks[0]),
+            seed=self._seed_numbers(one, naive[0]),
             examples=self._examples(one, attacks),
         )
 
@@ -183,7 +220,22 @@ class Detection:
         if own and one.detector.repairs:
             bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
         ids = rows["image_id"].to_numpy()
-        return self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare)
+        targets = rows["target"].to_numpy() if search.targeted else None
+        return self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare, targets)
+
+    def _transferred(self, one: Guard, others: Sequence[Attacked]) -> list[AttackRows]:
+        """What other detectors let through, tried on this one."""
+        found = []
+        for other in others:
+            if not other.found:
+                continue
+            search, named = other.best(self.judged), other.guard.named
+            rows = self._rows(self.folder.path / named.folder / "runs" / search.name)
+            images, ids = stored_images(rows), rows["image_id"].to_numpy()
+            bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
+            strength = f"the images of {search.name}"
+            found.append(self._scored(one, f"from-{named.folder}", Kind.TRANSFER, strength, ids, images, bare))
+        return found
 
     def _scored(
         self,
@@ -194,6 +246,7 @@ class Detection:
         ids: np.ndarray,
         images: np.ndarray,
         bare: np.ndarray | None = None,
+        targets: np.ndarray | None = None,
     ) -> AttackRows:
         """What a detector makes of attacked images; ``bare`` are the classifier's own predictions."""
         kept = self.folder.path / one.named.folder / "scores" / f"{name}.parquet"
@@ -206,13 +259,13 @@ class Detection:
         return AttackRows(
             name=name,
             strength=strength,
-            targeted=False,
+            targeted=targets is not None,
             kind=kind,
             image_id=ids,
             label=label,
             clean_prediction=clean_prediction,
             prediction=prediction,
-            fooled=prediction != label,
+            fooled=prediction != label if targets is None else prediction == targets,
             score=found["score"].to_numpy(),
             clean_score=clean["score"].to_numpy(),
             l0=moved.l0,
@@ -223,42 +276,62 @@ class Detection:
             bare_clean_prediction=None if bare is None else label,  # what is attacked is classified right
         )
 
-    def _checks(self, one: Guard, attacks: list[AttackRows], alarms: Sequence[FalseAlarms]) -> list[Check]:
+    def _checks(self, attacked: Attacked, attacks: list[AttackRows], alarms: Sequence[FalseAlarms]) -> list[Check]:
         """Whether the attacks behaved as sound ones do."""
-        assert one.subject is not None
-        threshold, place = one.thresholds[0.05], self.folder.path / one.named.folder
-        adaptive = [attack for attack in attacks if attack.kind == reading.Kind.ADAPTIVE]
-        if not any(attack.attempted.any() for attack in adaptive):
+        one, threshold = attacked.guard, attacked.guard.thresholds[0.05]
+        if not any(found.attempted.any() for found in attacked.found.values()):
             said = "classifier and detector together classify none of the attacked images right, so none was attempted"
             return [Check("something is attempted", False, said)]
-        gradient = [attack for attack in adaptive if attack.name != "adaptive-beam"]
-        if self.threat.pixels is None:
-            best = max(gradient, key=lambda attack: int(attack.evaded(threshold, self.judged).sum()))
-            form = best.name.removeprefix("adaptive-")
-            twice: Attack = Adaptive(form=form, norm=self.threat.norm or "l2", steps=2 * self.question.steps)
-        else:
-            best = next(attack for attack in adaptive if attack.name == "adaptive-beam")
-            twice = self.threat.beam(width=2)
-        search = Search(f"doubled-{best.name.removeprefix('adaptive-')}", "adaptive", twice)
-        self._launch(search, one.subject, place / "runs" / search.name, self.ids[:SOME])
-        doubled = self._attacked(one, search, one.subject)
-        noise = self._noise(one)
-        tried = np.unique(np.concatenate([attack.image_id[attack.attempted] for attack in gradient]))
-        anywhere = np.unique(np.concatenate([attack.image_id[attack.evaded(threshold)] for attack in gradient]))
+        gradient = [found for search, found in attacked.found.items() if isinstance(search.attack, Adaptive)]
+        tried = np.unique(np.concatenate([found.image_id[found.attempted] for found in gradient]))
+        anywhere = np.unique(np.concatenate([found.image_id[found.evaded(threshold)] for found in gradient]))
         checks = [
             reading.gradients_present(self._without_gradient(one)),
-            *([reading.steps_suffice(best, doubled, self.judged, threshold)] if doubled.attempted.any() else []),
+            *self._more_or_less(attacked),
             reading.unbounded_succeeds(Rate(len(anywhere), len(tried))),
-            reading.adaptive_unbeaten([*attacks, noise], self.judged, threshold),
+            reading.adaptive_unbeaten([*attacks, self._noise(one)], self.judged, threshold),
         ]
         return [*checks, reading.false_alarms_as_stated(alarms[0])]
+
+    def _more_or_less(self, attacked: Attacked) -> list[Check]:
+        """What the best search comes to with twice the steps or the width, and within smaller budgets."""
+        one, threshold = attacked.guard, attacked.guard.thresholds[0.05]
+        if self.threat.pixels is None:
+            best = attacked.best(self.judged, gradient=True)
+            assert isinstance(best.attack, Adaptive)
+            twice: Attack = best.attack.model_copy(update={"steps": 2 * best.attack.steps})
+            budgets = [share * self.threat.ball[1] for share in (0.5, 1.0)]
+            within: dict[float, Attack] = {
+                budget: best.attack.model_copy(update={"epsilon": budget}) for budget in budgets if 255 * budget >= 1
+            }
+        else:
+            best = next(search for search in attacked.found if search.name == "adaptive-beam")
+            twice = self.threat.beam(width=2)
+            half = DetectorThreat(pixels=max(1, self.threat.pixels // 2))
+            within = {float(half.pixels or 1): half.beam(), float(self.threat.pixels): self.threat.beam()}
+        doubled = self._searched(one, Search(f"doubled-{best.name}", "adaptive", twice), self.ids[:SOME])
+        if not doubled.attempted.any():
+            return []
+        found = []
+        for budget, attack in within.items():
+            rows = self._searched(one, Search(f"{best.name}-{budget:.3g}", "adaptive", attack), self.ids[:SOME])
+            found.append((budget, Rate(int(rows.evaded(threshold).sum()), int(rows.attempted.sum()))))
+        checks = [reading.steps_suffice(attacked.found[best], doubled, self.judged, threshold)]
+        return [*checks, reading.monotone_in_budget(found)] if len(found) > 1 else checks
+
+    def _searched(self, one: Guard, search: Search, ids: np.ndarray | None = None) -> AttackRows:
+        """What a search of classifier and detector together finds on the attacked images or some of them."""
+        subject = one.lenient if search.aimed == 0.01 else one.subject
+        assert subject is not None
+        self._launch(search, subject, self.folder.path / one.named.folder / "runs" / search.name, ids)
+        return self._attacked(one, search, subject)
 
     def _launch(self, search: Search, subject: Subject, place: Path, ids: np.ndarray | None = None) -> None:
         """Runs a search on the attacked images or some of them, or what is left of it."""
         (summary,) = launch(
             (search.attack,),
             subject,
-            Selection(seed=self.question.seed),
+            Selection(seed=self.question.seed, target="random" if search.targeted else None),
             Place.of(place),
             self.host,
             ids=self.ids if ids is None else ids,
@@ -371,8 +444,10 @@ class Detection:
         for attack in attacks:
             evaded = attack.evaded(threshold)
             chosen = np.concatenate([np.flatnonzero(evaded), np.flatnonzero(attack.success & ~evaded)])[:EXAMPLES]
-            own = attack.name not in {search.name for search in self.naive}
-            rows = self._rows((self.folder.path / one.named.folder if own else self.folder.path) / "runs" / attack.name)
+            if attack.kind == Kind.TRANSFER:
+                continue  # the other detector's own examples
+            own = self.folder.path / one.named.folder if attack.kind == Kind.ADAPTIVE else self.folder.path
+            rows = self._rows(own / "runs" / attack.name)
             images, ids = stored_images(rows)[chosen], attack.image_id[chosen]
             if not len(chosen):
                 continue

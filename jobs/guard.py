@@ -32,11 +32,24 @@ if TYPE_CHECKING:
     from workers.images import Dataset
     from workers.training.networks import Network
 
-__all__ = ["Guard", "Named", "Split", "guard", "load_networks", "require_fit", "score", "split_images", "trained"]
+__all__ = [
+    "EXPLAINED",
+    "Guard",
+    "Named",
+    "Split",
+    "guard",
+    "load_networks",
+    "require_fit",
+    "score",
+    "split_images",
+    "trained",
+]
 
 CALIBRATION = 5000
 GUIDES = 500
 STAND_IN_IMAGES, STAND_IN_LEAST = 6000, 40
+EXPLAINED = 0.05
+"""Share of the variance of the scores below which a stand-in has learned nothing."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,20 @@ class Named:
                 raise
             known = ", ".join(DETECTORS[name].model_fields) or "no parameters"
             raise WrongInput(f"{text}: {error}; {name} takes {known}") from None
+
+    def trained_anew(self, times: int) -> "list[Named]":
+        """The same with one training seed after another, its own first; itself where it trains no network."""
+        first: int | None = getattr(self.recipe, "training_seed", None)
+        if times == 1 or first is None:
+            return [self]
+        return [Named.of(f"{self.untrained},training_seed={first + number}") for number in range(times)]
+
+    @property
+    def untrained(self) -> str:
+        """What detectors that differ in the training seed alone have in common."""
+        return ",".join(
+            part for part in self.text.split(",") if not part.strip().replace("-", "_").startswith("training_seed")
+        )
 
     @property
     def folder(self) -> str:
@@ -120,6 +147,7 @@ class Guard:
         named: what the user asked for.
         detector: in this process.
         subject: the classifier behind it, as it is attacked; None when its scores judge nothing.
+        lenient: the same behind a threshold of 1 % false alarms; None where that flags nothing.
         thresholds: at 5 % and 1 % false alarms.
         calibration, test: scores and predictions of the clean images of `Split`.
         stand_in: the share of the variance of its scores that the stand-in explains; None where there is none.
@@ -128,6 +156,7 @@ class Guard:
     named: Named
     detector: "Detector"
     subject: Subject | None
+    lenient: Subject | None
     thresholds: "dict[float, Threshold]"
     calibration: "pa.Table"
     test: "pa.Table"
@@ -145,7 +174,7 @@ def guard(
         training: images and labels that the detector may learn from.
         split: what its threshold is set on and judged by.
         folder: its own; holds ``fitted.safetensors``, ``clean-calibration.parquet``, ``clean-test.parquet``, and
-            ``guarded``, a model folder.
+            ``guarded`` and ``guarded-at-1``, model folders.
         networks: where trained networks are kept, shared by detectors and evaluations.
         seed: of every draw but those of training.
 
@@ -162,8 +191,7 @@ def guard(
 
     folder.mkdir(parents=True, exist_ok=True)
     detector = named.recipe.build(subject.model, subject.dataset.shape)
-    place, kept = folder / "guarded", folder / "fitted.safetensors"
-    fit(named, detector, training, networks, kept, seed)
+    fit(named, detector, training, networks, folder / "fitted.safetensors", seed)
     detector.eval().requires_grad_(False)
     calibration, test = (
         score(named, detector, subject.dataset.images[ids], ids, folder / f"clean-{part}.parquet", seed)
@@ -171,28 +199,35 @@ def guard(
     )
     scores = calibration["score"].to_numpy()
     thresholds = {rate: calibrate(scores, rate) for rate in (0.05, 0.01)}
-    if not np.isfinite(thresholds[0.05].value):
-        return Guard(named, detector, None, thresholds, calibration, test, None)
-    if not (place / "model.json").exists():
+    places = {0.05: folder / "guarded", 0.01: folder / "guarded-at-1"}
+    places = {rate: place for rate, place in places.items() if np.isfinite(thresholds[rate].value)}
+    if 0.05 not in places:
+        return Guard(named, detector, None, None, thresholds, calibration, test, None)
+    if not all((place / "model.json").exists() for place in places.values()):
         stand_in, explained = None, None
         if not (thresholds[0.05].problem or _has_gradient(detector, subject)):
             stand_in, explained = _stand_in(named, detector, training, seed)
         low, high = np.nanquantile(scores, [0.25, 0.75])
         calm = (scores <= thresholds[0.05].value) & subject.correct[split.calibration]
         guides = torch.tensor(subject.dataset.images[split.calibration[calm][:GUIDES]])
-        guarded = Guarded(
-            subject.model,
-            detector,
-            threshold=float(thresholds[0.05].value),
-            scale=float(high - low) or 1.0,
-            guides=DenseEvaluator(subject.model).logits(guides),
-            stand_in=stand_in,
-        )
-        write_guarded(place, subject.recipe, named.describe(), subject.dataset.shape, guarded, explained=explained)
-    recipe = read_model(str(place))
-    behind = Subject(recipe, recipe.build(), subject.dataset, subject.classes)
-    explained = json.loads((place / "model.json").read_text())["stand_in_explains"]
-    return Guard(named, detector, behind, thresholds, calibration, test, explained)
+        logits = DenseEvaluator(subject.model).logits(guides)
+        for rate, place in places.items():
+            guarded = Guarded(
+                subject.model,
+                detector,
+                threshold=float(thresholds[rate].value),
+                scale=float(high - low) or 1.0,
+                guides=logits,
+                stand_in=stand_in,
+            )
+            shape = subject.dataset.shape
+            write_guarded(place, subject.recipe, named.describe(), shape, guarded, explained=explained)
+    behind = {}
+    for rate, place in places.items():
+        recipe = read_model(str(place))
+        behind[rate] = Subject(recipe, recipe.build(), subject.dataset, subject.classes)
+    explained = json.loads((places[0.05] / "model.json").read_text())["stand_in_explains"]
+    return Guard(named, detector, behind[0.05], behind.get(0.01), thresholds, calibration, test, explained)
 
 
 def require_fit(named: Named, subject: Subject) -> None:
@@ -388,6 +423,9 @@ def _stand_in(named: Named, detector: "Detector", training: "Dataset", seed: int
         model, explained = learn(
             torch.from_numpy(rounded[finite]), torch.from_numpy(scores[finite]), seed=seed, on_step=on_step
         )
+    if explained < EXPLAINED:
+        for parameter in model.parameters():  # its gradient would lead searches astray: none says so
+            parameter.zero_()
     say(f"{named.text} has no gradients: a stand-in explains {explained:.0%} of the variance of its scores")
     return model, explained
 

@@ -11,6 +11,7 @@ from workers.attacks import (
     APGD,
     DDN,
     FGSM,
+    JSMA,
     PGD,
     Adaptive,
     Attack,
@@ -22,6 +23,7 @@ from workers.attacks import (
     SparseRS,
     Square,
 )
+from workers.attacks.adaptive import Form
 from workers.attacks.norm_ball import Norm
 from workers.errors import WrongInput
 
@@ -170,11 +172,17 @@ class Search:
         name: in the table, and of the run's folder.
         kind: ``naive``, ``minimal-norm`` or ``few-pixel`` on the classifier alone; ``adaptive`` on both.
         attack: the method.
+        targeted: towards a random class.
+        dear: whether it is made on some of the images only.
+        aimed: the false-alarm rate of the threshold that an adaptive one is to stay under.
     """
 
     name: str
     kind: str
     attack: Attack
+    targeted: bool = False
+    dear: bool = False
+    aimed: float = 0.05
 
 
 def naive_searches(threat: DetectorThreat) -> list[Search]:
@@ -186,7 +194,9 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
     return [
         Search("ifgsm", "naive", IterativeFGSM(steps=300, full=True)),
         *more,
+        Search("jsma", "few-pixel", JSMA(gamma=0.145), targeted=True),
         Search("ddn", "minimal-norm", DDN(steps=100)),
+        Search("ddn-targeted", "minimal-norm", DDN(steps=100), targeted=True),
         Search("pixel-beam", "few-pixel", threat.beam()),
     ]
 
@@ -194,10 +204,15 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
 def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
     """What is tried by one who does."""
     norm = threat.norm or "l2"
+    forms: tuple[Form, ...] = ("joint", "selective", "orthogonal", "matching")
+    if norm == "l2":
+        forms += ("penalty",)
+    few = threat.pixels is None  # some thousand queries an image
+    de = DifferentialEvolution(pixels=threat.beam().pixels, population=100, generations=50)
+    joint = Adaptive(norm=norm, steps=steps)
     return [
-        *(
-            Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps))
-            for form in ("joint", "selective", "orthogonal", "matching")
-        ),
-        Search("adaptive-beam", "adaptive", threat.beam()),
+        *(Search(f"adaptive-{form}", "adaptive", joint.model_copy(update={"form": form})) for form in forms),
+        Search("adaptive-targeted", "adaptive", joint, targeted=True, dear=True),
+        Search("adaptive-beam", "adaptive", threat.beam(), dear=few),
+        Search("adaptive-de", "adaptive", de, dear=few),
     ]

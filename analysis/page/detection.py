@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.detection import DetectorReport, Example, FalseAlarms
+from analysis.detection import DetectorReport, Example, FalseAlarms, OverSeeds
 from analysis.page.environment import templates
 from analysis.page.sprites import Sheet, picture
 
@@ -47,12 +47,19 @@ class Histogram:
     bins: int = BINS
 
 
-def render_detection(reports: Sequence[DetectorReport] | DetectorReport, *, model: str = "", data: str = "") -> str:
+def render_detection(
+    reports: Sequence[DetectorReport] | DetectorReport,
+    *,
+    model: str = "",
+    data: str = "",
+    trainings: Sequence[OverSeeds] = (),
+) -> str:
     """Renders the page.
 
     Args:
         reports: of detectors that guard one model on one data set, in the order shown.
         model, data: what they are called.
+        trainings: of the detectors that were trained several times.
 
     Returns:
         HTML that needs no network.
@@ -67,7 +74,11 @@ def render_detection(reports: Sequence[DetectorReport] | DetectorReport, *, mode
         templates()
         .get_template("detection.html.j2")
         .render(
-            sections=sections, sheet=Sheet.of(pictures) if pictures else None, model=model or "classifier", data=data
+            sections=sections,
+            sheet=Sheet.of(pictures) if pictures else None,
+            model=model or "classifier",
+            data=data,
+            trainings=trainings,
         )
     )
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from functools import cache
 from html import unescape
 
@@ -23,6 +24,7 @@ from analysis.detection import (
     false_alarms,
     headline,
     judge_detector,
+    over_seeds,
 )
 from analysis.page import render_detection
 from analysis.page.detection import BINS
@@ -65,6 +67,27 @@ def a_report(name: str = NAME) -> DetectorReport:
             Example("joint", 23, 3, 8, 0.111, 0.222, images[3], images[4]),
         ),
     )
+
+
+def test_several_trainings_are_shown_together() -> None:
+    report = a_report()
+    other = replace(report, headlines=(replace(report.headlines[0], evaded=Rate(30, 300)), report.headlines[1]))
+    found = over_seeds("vae-kl", [report, other])
+    first = report.headlines[0].evaded.value
+    assert first is not None
+    assert first > 0.1
+    assert found.evaded is not None
+    assert (found.evaded.low, found.evaded.high) == (0.1, first)
+    assert found.evaded.mean == (first + 0.1) / 2
+    assert found.auroc is not None
+    solid = [cell.auroc.value for cell in report.cells if cell.auroc and not cell.grey]
+    assert found.auroc.low == found.auroc.high == min(solid)
+    html = render_detection([report, other], trainings=[found])
+    assert "Over several trainings" in html
+    assert f"10.0 %–{first:.1%}".replace("%", " %").replace("  ", " ") in html.replace("\u202f", " ").replace(
+        "\xa0", " "
+    )
+    assert "Over several trainings" not in render_detection(report)
 
 
 def test_it_needs_nothing_else_and_escapes_what_it_is_given() -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from cluster.store import RunFolder
-from jobs.guard import split_images
+from jobs.guard import Named, split_images
 from jobs.main import main
 from workers.detectors.guarded import Guarded
 from workers.errors import WrongInput
@@ -90,11 +90,19 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
     found = reports(judged)["vae-kl,epochs=3"]
     cells = {cell["attack"]: cell for cell in found["cells"]}
     assert list(cells) == [
-        *("ifgsm", "ddn", "pixel-beam"),
-        *("adaptive-joint", "adaptive-selective", "adaptive-orthogonal", "adaptive-matching", "adaptive-beam"),
+        *("ifgsm", "jsma", "ddn", "ddn-targeted", "pixel-beam", "adaptive-joint", "adaptive-selective"),
+        *("adaptive-orthogonal", "adaptive-matching", "adaptive-penalty", "adaptive-targeted", "adaptive-beam"),
+        *("adaptive-de", "adaptive-selective-at-1", "from-random", "from-scores6-constant", "from-scores6-rounded"),
+    ]
+    assert [name for name, cell in cells.items() if cell["targeted"]] == ["jsma", "ddn-targeted", "adaptive-targeted"]
+    assert cells["from-random"]["kind"] == "transfer"
+    checks = [check["name"] for check in found["checks"]]
+    assert checks == [
+        *("gradients present", "steps suffice", "monotone in the budget", "unbounded search succeeds"),
+        *("adaptive attack unbeaten", "false alarms at 5%"),
     ]
     assert found["verdict"] == "broken"
-    assert "fooled and not flagged by the worst of 8 attacks" in found["reasons"][0]
+    assert "fooled and not flagged by the worst of 17 attacks" in found["reasons"][0]
     place = judged / "vae-kl-epochs-3"
     guarded = read_model(str(place / "guarded")).build()
     assert isinstance(guarded, Guarded)
@@ -115,6 +123,11 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
     ]
     assert sum(evaded) == cells["adaptive-joint"]["at"][0]["evaded"]["images"]
     assert sum(evaded) > LIMIT / 2
+    lenient = read_model(str(place / "guarded-at-1")).build()
+    assert isinstance(lenient, Guarded)
+    assert lenient.threshold == pytest.approx(found["thresholds"][1]["value"], rel=1e-6)
+    half = next(place.glob("runs/adaptive-*-0.*"))
+    assert all(row["l2"] <= float(half.name.rpartition("-")[2]) + 1e-3 for row in rows(half))
     assert found["seed"]["adversarial"]["of"] == LIMIT
 
 
@@ -193,7 +206,10 @@ def test_a_killed_one_goes_on(model: Path, judged: Path, tmp_path: Path) -> None
             os.killpg(killed.pid, signal.SIGKILL)
     assert main(command(model, tmp_path / "out", *whole)) == 0
     (found,) = reports(tmp_path / "out").values()
-    assert found == reports(judged)["vae-kl,epochs=3"]
+    whole_one = reports(judged)["vae-kl,epochs=3"]
+    assert found["cells"] == [cell for cell in whole_one["cells"] if cell["kind"] != "transfer"]
+    for part in ("thresholds", "shifts", "seed", "auroc"):
+        assert found[part] == whole_one[part]
 
 
 def test_a_careless_random_detector_is_refused(
@@ -212,6 +228,15 @@ def test_a_split_is_random_and_by_image() -> None:
     assert not np.array_equal(split.calibration, split_images(10_000, 1).calibration)
     with pytest.raises(WrongInput, match="expected 40 at least"):
         split_images(39, 0)
+
+
+def test_training_seeds_follow_one_another(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = Named.of("vae-kl,epochs=3,training_seed=7").trained_anew(3)
+    assert [one.text for one in named] == [f"vae-kl,epochs=3,training_seed={seed}" for seed in (7, 8, 9)]
+    assert len({one.recipe.networks()["vae"].key for one in named}) == 3
+    assert Named.of("random").trained_anew(3) == [Named.of("random")]
+    assert main(command(model, tmp_path / "out", "random", flags=("--training-seeds", "2"))) == 2
+    assert "--training-seeds: none of random trains a network" in capsys.readouterr().err
 
 
 def test_guides_are_let_through(judged: Path) -> None:

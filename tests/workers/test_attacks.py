@@ -22,6 +22,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "apgd l2": {"epsilon": 0.4, "norm": "l2", "steps": 12},
     "ddn": {"steps": 12},
     "adaptive": {"steps": 12},
+    "adaptive penalty": {"form": "penalty", "epsilon": 0.3, "steps": 12},
     "adaptive linf": {"norm": "linf", "form": "orthogonal", "steps": 12, "loss": "margin"},
     "square": {"epsilon": 0.1, "max_queries": 30},
     "square l2": {"epsilon": 0.6, "norm": "l2", "max_queries": 30, "loss": "ce"},

@@ -117,6 +117,21 @@ def test_every_form_evades_on_most_images(guarded: Guarded) -> None:
         assert found.success.mean() > 0.8, form
 
 
+@pytest.mark.parametrize("form", ["joint", "penalty"])
+def test_a_limit_is_kept_and_costs_what_lies_beyond(form: Form, guarded: Guarded) -> None:
+    images, labels = images_for(guarded)
+    free = Adaptive(form=form, steps=40)(guarded, images, labels)
+    limit = float(np.median(free.distances.l2[free.success]))
+    found = Adaptive(form=form, steps=40, epsilon=limit)(guarded, images, labels)
+    assert (found.distances.l2 <= limit).all()
+    assert 0.2 < found.success.mean() < free.success.mean()
+
+
+def test_a_penalty_is_of_the_l2_norm() -> None:
+    with pytest.raises(WrongInput, match="--form: penalty makes the l2 norm small, not linf"):
+        Adaptive(form="penalty", norm="linf")
+
+
 @pytest.mark.parametrize(
     "attack", [PGD(epsilon=0.2, steps=8), PixelBeam(pixels=2), Adaptive(steps=8), Adaptive(form="penalty", steps=8)]
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self
 from pydantic import Field, model_validator
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Norm, enough_classes, lengths, unit
+from workers.attacks.norm_ball import Ball, Norm, enough_classes, lengths, unit
 from workers.errors import WrongInput
 from workers.losses import Loss
 
@@ -58,6 +58,9 @@ class Adaptive(Attack):
 
     form: Form = Field("joint", description="How the gradients of classifier and detector are put together.")
     norm: Norm = Field("l2", description="What is made small: l2 (Euclidean length) or linf (largest change).")
+    epsilon: float | None = Field(
+        None, ge=1 / 255, description="ε, the largest change that is tried, on pixels in [0, 1]; no limit when absent."
+    )
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
     start: float = Field(
         1.0, gt=0, description="The first length of the change, on pixels in [0, 1]; a tenth for linf. Not of penalty."
@@ -79,6 +82,11 @@ class Adaptive(Attack):
         return self
 
     @property
+    def ball(self) -> Ball | None:
+        """What images must stay in; None without a limit."""
+        return None if self.epsilon is None else Ball(self.norm, self.epsilon)
+
+    @property
     def title(self) -> str:
         return f"{self.NAME} --form {self.form}"
 
@@ -96,7 +104,7 @@ class Adaptive(Attack):
         return self
 
     def within(self, moved: "Distances", features: int) -> "np.ndarray":
-        return moved.l2 >= 0
+        return moved.l2 >= 0 if self.ball is None else self.ball.within(moved)
 
     def _search(self, batch: "Batch") -> None:
         import torch
@@ -107,7 +115,8 @@ class Adaptive(Attack):
         guide = self._guides(batch) if self.form == "matching" else None
         path: _Path = _Penalty(self, clean) if self.form == "penalty" else _Length(self, clean)
         for taken in range(self.steps + 1):
-            images = (clean + path.change).round_().to(torch.uint8)
+            moved = clean + path.change
+            images = self.ball.rounded(moved, clean) if self.ball else moved.round_().to(torch.uint8)
             state = self._judged(batch, images, guide, gradients=taken < self.steps)
             size = self.size(images.float() - clean)
             better = state.reached & (size < smallest)
@@ -205,6 +214,8 @@ class _Length:
 
         self.attack, self.clean, self.change = attack, clean, torch.zeros_like(clean)
         self.farthest = attack.size(torch.maximum(clean, 255 - clean))
+        if attack.ball:
+            self.farthest.clamp_(max=attack.ball.radius)
         first = 255 * attack.start * (1 if attack.norm == "l2" else 0.1)
         self.length = torch.full_like(self.farthest, first).minimum(self.farthest)
         self.weight, self.shortest = torch.ones_like(self.farthest), torch.full_like(self.farthest, torch.inf)
@@ -255,7 +266,7 @@ class _Penalty:
     def __init__(self, attack: Adaptive, clean: "Tensor") -> None:
         import torch
 
-        self.clean, self.change = clean / 255, torch.zeros_like(clean)
+        self.ball, self.clean, self.change = attack.ball, clean / 255, torch.zeros_like(clean)
         self.moved = self.clean.clone()
         self.adam, self.rate = torch.optim.Adam([self.moved], lr=attack.learning_rate), attack.learning_rate
         self.margin_weight, self.excess_weight = (torch.ones_like(clean[:, 0, 0, 0]) for _ in range(2))
@@ -273,6 +284,8 @@ class _Penalty:
         self.adam.param_groups[0]["lr"] = self.rate * ease
         self.adam.step()
         self.moved.clamp_(0, 1)
+        if self.ball:
+            self.moved.copy_(self.ball.project(255 * self.moved, 255 * self.clean) / 255)
         self.change = 255 * (self.moved - self.clean)
         for weight, met in ((self.margin_weight, state.fooled), (self.excess_weight, state.excess <= 0)):
             weight *= torch.where(met, 1 / WEIGHT_STEP, WEIGHT_STEP)
