@@ -1,5 +1,6 @@
 """Real data and a real model, made once a session."""
 
+import fcntl
 import hashlib
 import inspect
 import os
@@ -7,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 import torch
 from torch import nn
 
+from cluster.pool import Resources, SearchPool
+from cluster.session import Session, open_session
 from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
 from workers.models.cnn import CNN
@@ -22,6 +26,9 @@ from workers.models.loading import read_model
 from workers.places import Place
 from workers.sources import load_data
 from workers.training.plain import Recipe, train
+
+# Ray's workers give way to all else that computes on the machine (niceness 15): tests beside them would starve them.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +100,9 @@ def mnist_folder(request: pytest.FixtureRequest, mnist: Dataset) -> Path:
     version = hashlib.sha256(b"".join(Path(maker).read_bytes() for maker in makers)).hexdigest()[:12]
     folder = request.config.cache.mkdir(f"mnist-{version}")
     torch.set_num_threads(2)
-    epochs = list(train(load_data("mnist", "train"), mnist, Recipe(epochs=2), folder, on_batch=lambda *_: None))
+    with (folder.parent / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the same test run may be training it
+        epochs = list(train(load_data("mnist", "train"), mnist, Recipe(epochs=2), folder, on_batch=lambda *_: None))
     torch.set_num_threads(1)
     assert epochs[-1].accuracy > 0.97
     return folder
@@ -109,6 +118,58 @@ def correct(mnist: Dataset, mnist_model: nn.Module) -> np.ndarray:
     """The ids of the test images that the model classifies correctly."""
     predictions = DenseEvaluator(mnist_model).logits(torch.tensor(mnist.images)).argmax(dim=1).numpy()
     return np.flatnonzero(predictions == mnist.labels)
+
+
+class _KeptPool(SearchPool):
+    """Stays when a command that used it ends, once what the command left in flight has ended too."""
+
+    def fits(self, resources: Resources) -> bool:
+        """Whether it is one of these, and lost no worker for good."""
+        return self.resources == resources and len(self.actors) == self._made
+
+    def stop(self) -> None:
+        import ray
+
+        asked = [actor.device.remote() for actor in self.actors]
+        ray.wait(asked, num_returns=len(asked), timeout=self.resources.patience)
+
+
+@pytest.fixture(scope="module")
+def kept_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One Ray, and its workers, for all commands that a module's tests run in this process.
+
+    Starting them costs a command more than a small search does. The commands follow one another in the same workers
+    as the searches of one `brittle run` do. A test of a command with a Ray of its own runs it in a process of its own.
+
+    Yields:
+        A folder of modules that the workers can import.
+    """
+    modules = tmp_path_factory.mktemp("modules")
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(modules))
+        opened: list[Session] = []
+        pools: list[_KeptPool] = []
+
+        @contextmanager
+        def session(address: str | None = None, say: Callable[[str], None] = print) -> Iterator[Session]:
+            assert address is None
+            if not opened:
+                with chdir(modules):  # the working directory is what Ray puts on the workers' path
+                    opened.append(stack.enter_context(open_session()))
+            yield opened[0]
+
+        def pool(session: Session, resources: Resources, say: Callable[[str], None]) -> SearchPool:
+            if not pools or not pools[0].fits(resources):
+                pools.insert(0, _KeptPool(session, resources, say))
+                for other in pools[1:]:
+                    SearchPool.stop(other)
+                del pools[1:]
+            pools[0].say = say
+            return pools[0]
+
+        patch.setattr("jobs.launch.open_session", session)
+        patch.setattr("jobs.launch.SearchPool", pool)
+        yield modules
 
 
 class ColourNet(nn.Module):

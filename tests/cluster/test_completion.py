@@ -1,6 +1,5 @@
 """Runs whose rows had to be searched one by one: what failed is recorded, kept, searched again when asked."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,17 +37,18 @@ POISONED = 7
 
 
 @pytest.fixture
-def armed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file whose presence makes the model of this folder deadly on one of its images."""
-    (tmp_path / "armed_model.py").write_text(ARMED_MODEL.format(armed=str(tmp_path / "armed")))
-    monkeypatch.delitem(sys.modules, "armed_model", raising=False)  # another test's
+def armed(kept_ray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file whose presence, not there yet, makes a model deadly on one of the images in this folder."""
+    armed = kept_ray / "armed"
+    armed.unlink(missing_ok=True)
+    (kept_ray / "armed_model.py").write_text(ARMED_MODEL.format(armed=str(armed)))
     images = random_images((1, 4, 4), 18, 0) // 2
     images[POISONED, 0, 0, 0] = 200
     monkeypatch.chdir(tmp_path)
     model = read_model("armed_model:Armed").build()
     labels = DenseEvaluator(model).logits(torch.tensor(images)).argmax(dim=1).numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=labels)
-    return tmp_path / "armed"
+    return armed
 
 
 def search(out: str, *flags: str) -> int:

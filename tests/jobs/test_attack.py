@@ -19,6 +19,8 @@ from jobs.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 
+pytestmark = pytest.mark.usefixtures("kept_ray")
+
 
 def attack(model: Path, out: Path, *flags: str) -> list[str]:
     return ["attack", flags[0], "--model", str(model), "--data", "mnist", "--out", str(out), *flags[1:]]
@@ -74,11 +76,11 @@ def test_same_rows_for_any_workers_and_shards(flags: tuple[str, ...], mnist_fold
     assert len({(row["image_id"], row["target"]) for row in found[0]}) == len(found[0])
 
 
-def test_killed_three_times_and_resumed(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("ifgsm", "--correct", "--limit", "240", "--target", "6", "--steps", "150", "--shard-size", "6")
+def test_killed_twice_and_resumed(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("ifgsm", "--correct", "--limit", "240", "--target", "6", "--steps", "60", "--shard-size", "6")
     assert main(attack(mnist_folder, tmp_path / "calm", *flags)) == 0
     stormy = tmp_path / "stormy"
-    for kill in range(3):
+    for kill in range(2):
         process = start(attack(mnist_folder, stormy, *flags))
         wait_for_parts(stormy, 5 * (kill + 1), process)
         os.killpg(process.pid, signal.SIGKILL)
@@ -115,12 +117,11 @@ def test_several_budgets_in_one_run(mnist_folder: Path, tmp_path: Path, capsys: 
     assert "--epsilon 0.3" in (tmp_path / "page.html").read_text()
 
 
-@pytest.mark.parametrize("which", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_says_how_to_resume(which: signal.Signals, mnist_folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    flags = ("ifgsm", "--limit", "400", "--steps", "400", "--target", "6", "--shard-size", "4")
-    process = start(attack(mnist_folder, out, *flags))
-    wait_for_parts(out, 3, process)
+LONG = ("ifgsm", "--limit", "400", "--steps", "400", "--target", "6", "--shard-size", "4")
+
+
+def interrupt(process: "subprocess.Popen[str]", which: signal.Signals, out: Path) -> None:
+    """Ends a search, which says how to resume it."""
     os.kill(process.pid, which)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
@@ -131,23 +132,34 @@ def test_interrupted_says_how_to_resume(which: signal.Signals, mnist_folder: Pat
     assert not list(out.rglob("*.tmp"))
 
 
-def test_a_second_driver_is_refused(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminated_says_how_to_resume(mnist_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    flags = ("ifgsm", "--limit", "300", "--steps", "400", "--target", "6", "--shard-size", "4")
-    process = start(attack(mnist_folder, out, *flags))
+    process = start(attack(mnist_folder, out, *LONG))
     try:
-        wait_for_parts(out, 1, process)
-        assert main(attack(mnist_folder, out, *flags)) == 2
+        wait_for_parts(out, 3, process)
+        interrupt(process, signal.SIGTERM, out)
+    finally:
+        process.kill()
+
+
+def test_a_second_driver_is_refused_and_the_first_interrupted(
+    mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    process = start(attack(mnist_folder, out, *LONG))
+    try:
+        wait_for_parts(out, 3, process)
+        assert main(attack(mnist_folder, out, *LONG)) == 2
         assert "another brittle is writing" in capsys.readouterr().err
         assert main(["status", str(out)]) == 0
         assert "running" in capsys.readouterr().out
+        interrupt(process, signal.SIGINT, out)
     finally:
-        os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        process.kill()
 
 
 @pytest.fixture(scope="module")
-def small_run(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(kept_ray: Path, mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "small"
     flags = ("fgsm", "--limit", "40", "--epsilon", "0.15", "--workers", "1", "--shard-size", "10")
     assert main(attack(mnist_folder, out, *flags)) == 0

@@ -32,6 +32,8 @@ from workers.results import Status
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 60
 
+pytestmark = pytest.mark.usefixtures("kept_ray")
+
 
 def command(model: Path, out: Path, *flags: str) -> list[str]:
     limit = [] if "--limit" in flags else ["--limit", str(LIMIT)]
@@ -67,7 +69,7 @@ def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def calm(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calm(kept_ray: Path, mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed evaluation."""
     out = tmp_path_factory.mktemp("evaluations") / "calm"
     assert main(command(mnist_folder, out, "--epsilon", "0.2", "--shard-size", "10")) == 0
@@ -267,9 +269,9 @@ def test_a_certificate_of_a_broken_image_is_a_failure(
 
 @pytest.mark.usefixtures("few_stages")
 def test_a_model_of_two_classes_that_breaks_on_one_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kept_ray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "two_classes_of_corners.py").write_text(
+    (kept_ray / "two_classes_of_corners.py").write_text(
         "import torch\n"
         "class Fragile(torch.nn.Module):\n"
         "    def __init__(self):\n"
@@ -285,7 +287,6 @@ def test_a_model_of_two_classes_that_breaks_on_one_image(
     pixels[6, 0, 0, 0] = 255
     np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(12) % 2)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", sys.path[:])
     subject = ["--model", "two_classes_of_corners:Fragile", "--data", "images.npz"]
     assert main(["evaluate", *subject, "--out", "E", "--epsilon", "0.02", "--workers", "1"]) == 1
     found = verdict(tmp_path / "E")
@@ -302,10 +303,10 @@ def test_a_model_of_two_classes_that_breaks_on_one_image(
 
 @pytest.mark.usefixtures("few_stages")
 def test_what_failed_is_searched_again_when_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    kept_ray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     armed = tmp_path / "armed"
-    (tmp_path / "armed_for_one.py").write_text(
+    (kept_ray / "armed_for_one.py").write_text(
         "import pathlib, torch\n"
         "class Armed(torch.nn.Module):\n"
         "    def __init__(self):\n"
@@ -321,7 +322,6 @@ def test_what_failed_is_searched_again_when_asked(
     pixels[:, 0, 0, 0] = 128
     pixels[[3, 5], 0, 0, 0] = 255
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     model = read_model("armed_for_one:Armed").build()
     labels = model(torch.tensor(pixels / 255, dtype=torch.float32)).argmax(dim=1).numpy()
     np.savez(tmp_path / "images.npz", images=pixels, labels=labels)

@@ -16,11 +16,14 @@ from jobs.main import main
 from workers.places import Place
 
 ROOT = Path(__file__).parent.parent.parent
-FLAGS = ("--correct", "--limit", "60", "--target", "6", "--steps", "150", "--shard-size", "3", "--workers", "1")
+
+pytestmark = pytest.mark.usefixtures("s3", "kept_ray")  # in this order: the workers are started with the way to S3
+
+FLAGS = ("--correct", "--limit", "60", "--target", "6", "--shard-size", "3", "--workers", "1")
 
 
-def attack(model: Path, out: str) -> list[str]:
-    return ["attack", "ifgsm", "--model", str(model), "--data", "mnist", "--out", out, *FLAGS]
+def attack(model: Path, out: str, steps: int = 150) -> list[str]:
+    return ["attack", "ifgsm", "--model", str(model), "--data", "mnist", "--out", out, *FLAGS, "--steps", str(steps)]
 
 
 def rows(folder: str) -> list[dict[str, Any]]:
@@ -128,7 +131,7 @@ def test_another_s_folder_on_s3_is_left_alone(s3: str, mnist_folder: Path, capsy
 def test_a_disk_that_fills_up_in_the_middle(
     small_disk: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = attack(mnist_folder, str(small_disk / "run"))
+    command = attack(mnist_folder, str(small_disk / "run"), steps=20)
     assert main(command) == 1
     err = capsys.readouterr().err.strip().splitlines()
     assert err[-1].startswith("brittle: failed: ")
