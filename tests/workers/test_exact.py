@@ -84,11 +84,11 @@ def test_equals_brute_force(kind: str, targeted: bool) -> None:
 
 
 def test_one_pixel_on_mnist_equals_the_whole_model(mnist: Dataset, mnist_model: nn.Module, correct: np.ndarray) -> None:
-    """All 200,704 changes of digits near the boundary and of one far from it."""
+    """All 200,704 changes of a digit near the boundary and of one far from it."""
     logits = DenseEvaluator(mnist_model).logits(torch.tensor(mnist.images[correct]))
     top = logits.topk(2).values
     order = (top[:, 0] - top[:, 1]).argsort().numpy()
-    ids = correct[order[[0, 20, -1]]]
+    ids = correct[order[[0, -1]]]
     result = OnePixelExact()(mnist_model, mnist.images[ids], mnist.labels[ids], ids=ids)
     positions, levels = np.divmod(np.arange(784 * 256), 256)
     for row, image_id in enumerate(ids):
@@ -100,7 +100,7 @@ def test_one_pixel_on_mnist_equals_the_whole_model(mnist: Dataset, mnist_model: 
         assert np.array_equal(
             result.by_products["map"][row].reshape(28, 28).ravel(), np.bincount(positions[hits], minlength=784)
         )
-    assert list(result.status) == [Status.SUCCESS, Status.SUCCESS, Status.CERTIFIED]
+    assert list(result.status) == [Status.SUCCESS, Status.CERTIFIED]
     table = by_products_table(result)
     assert table is not None
     assert table.column_names == ["image_id", "target", "params_hash", "successes", "untried", "map"]
