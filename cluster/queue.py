@@ -113,7 +113,7 @@ class Queue:
 
     Raises:
         WrongInput: when no actor is fit for the search from the start: other versions, another device or folder.
-        StorageError: when a part could not be written, several times.
+        StorageError: when a part could not be written, several times, or no part by all actors as often.
         RuntimeError: when no actor is left, or none has been there for as long as the pool's patience allows.
     """
 
@@ -143,6 +143,7 @@ class Queue:
         self._present: dict[Any, Introduction] = {}
         self._ended: set[tuple[str, int]] = set()  # processes that were told to end, by node and pid
         self._stillborn = 0
+        self._unwritten = 0  # parts in a row, whatever work they are of
         self._unfit: list[str] = []
         self._versions = versions(*self._packages)
 
@@ -233,6 +234,7 @@ class Queue:
                 self._idle.append(actor)
             self._trials.pop(work, None)
             del self._misses[actor]
+            self._unwritten = 0
             yield Done(work, summary)
             return
         if overdue:
@@ -255,7 +257,10 @@ class Queue:
         """Counts a failed try; when they are too many, asks the nodes that may be to blame whether they live."""
         trial = self._trials.setdefault(work, _Trial())
         trial.failures.append(failure)
-        if sum(failure.unwritten for failure in trial.failures) >= TRIES:
+        self._unwritten += failure.unwritten
+        # While one actor is slow, another would fail at one fresh shard after the other.
+        everywhere = self._unwritten >= TRIES * len(self._pool.actors) > 0
+        if everywhere or sum(failure.unwritten for failure in trial.failures) >= TRIES:
             raise StorageError(f"{work} cannot be written: {failure.reason}")
         if len(trial.failures) < TRIES:
             self._again.appendleft(work)
