@@ -23,14 +23,20 @@ from workers.places import Place
 
 ROOT = Path(__file__).parents[2]
 SLOW_MODEL = """
-import time, torch
+import os, pathlib, time, torch
 class Slow(torch.nn.Module):
+    '''While there is a folder "together" here, it waits for a second process to ask it, a minute at most.'''
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.linear = torch.nn.Linear(16, 3)
     def forward(self, x):
         time.sleep({seconds})
+        together, deadline = pathlib.Path({folder!r}, "together"), time.monotonic() + 60
+        if together.exists():
+            (together / str(os.getpid())).touch()
+            while len(list(together.iterdir())) < 2 and time.monotonic() < deadline:
+                time.sleep(.1)
         return self.linear(x.flatten(1))
 """
 
@@ -46,7 +52,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[FallibleCluster]:
 def test_a_shard_is_not_to_blame_for_nodes_that_are_lost(
     cluster: FallibleCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "slow_model_a.py").write_text(SLOW_MODEL.format(seconds=2))
+    (tmp_path / "slow_model_a.py").write_text(SLOW_MODEL.format(seconds=2, folder=str(tmp_path)))
     monkeypatch.chdir(tmp_path)
     loads: list[Work] = []
 
@@ -75,7 +81,7 @@ def test_a_shard_is_not_to_blame_for_nodes_that_are_lost(
 
 def attack(folder: Path, address: str, *flags: str) -> "subprocess.Popen[str]":
     """A search of forty images, a shard each, by the command line."""
-    (folder / "slow_model.py").write_text(SLOW_MODEL.format(seconds=0.1))
+    (folder / "slow_model.py").write_text(SLOW_MODEL.format(seconds=0.1, folder=str(folder)))
     rng = np.random.default_rng(0)
     np.savez(folder / "images.npz", images=rng.integers(0, 256, (40, 4, 4), np.uint8), labels=np.arange(40) % 3)
     command = [sys.executable, "-m", "jobs.attack", "fgsm", "--model", "slow_model:Slow", "--data", "images.npz"]
@@ -107,6 +113,7 @@ def test_a_search_ends_on_the_workers_that_remain_and_uses_those_that_come(
         if "workers on" in line or "worker on" in line:
             break
     cluster.kill_node(0)  # for good
+    (tmp_path / "together").mkdir()  # so that the worker that remains is not done before others come
     cluster.add()
     cluster.add()  # one more than there were
     _, said = process.communicate(timeout=240)

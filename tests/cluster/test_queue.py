@@ -81,12 +81,27 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
         sys.path.remove(str(folder))
 
 
+@pytest.fixture(scope="module")
+def kept(session: Session) -> Iterator[list[tuple[SearchPool, list[Any]]]]:
+    """The pools that were needed, the latest last, and the workers that each began with."""
+    made: list[tuple[SearchPool, list[Any]]] = []
+    yield made
+    for pool, _ in made:
+        pool.stop()
+
+
 @pytest.fixture
-def pool(session: Session) -> Iterator[SearchPool]:
-    started = SearchPool(session, Resources(workers=2))
-    started.start()
-    yield started
-    started.stop()
+def pool(session: Session, kept: list[tuple[SearchPool, list[Any]]]) -> SearchPool:
+    """Two workers that run: those that the test before had, unless it lost one for good."""
+    if not kept or kept[-1][0].actors != kept[-1][1]:
+        for spoilt, _ in kept[-1:]:
+            spoilt.stop()
+        fresh = SearchPool(session, Resources(workers=2))
+        kept.append((fresh, list(fresh.actors)))
+    pool = kept[-1][0]
+    pool.say = lambda line: None
+    pool.start()
+    return pool
 
 
 def shard_of(work: Work, corner: int, folder: Path, model: SharedModel) -> Shard:
@@ -193,12 +208,12 @@ def test_a_worker_killed_from_outside_is_replaced(pool: SearchPool, tmp_path: Pa
     assert len(events) == 8
 
 
-def test_a_worker_that_is_gone_for_good_is_replaced(session: Session, tmp_path: Path) -> None:
-    pool = SearchPool(session, Resources(workers=1))
-    pool.start()
-    ray.kill(pool.actors[0])
+def test_workers_that_are_gone_for_good_are_replaced(pool: SearchPool, tmp_path: Path) -> None:
+    gone = list(pool.actors)
+    for actor in gone:
+        ray.kill(actor)
     assert Searched(pool, tmp_path, {0: 0}).done == [(0, None)]
-    pool.stop()
+    assert not set(gone) <= set(pool.actors)
 
 
 def test_a_part_that_cannot_be_written_ends_the_search(pool: SearchPool, tmp_path: Path) -> None:
