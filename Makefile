@@ -13,11 +13,12 @@ BIN := .venv/bin
 run: install
 	$(BIN)/brittle run --out $(OUT)
 
+# Two processes: one for the tests that start Ray, which mostly wait, and one for the others (tests/conftest.py).
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,25 @@ from workers.training.plain import Recipe, train
 
 # Ray's workers give way to all else that computes on the machine (niceness 15): tests beside them would starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+WITHOUT_RAY = {
+    *("analysis", "workers"),
+    *("test_cluster_files.py", "test_frozen.py", "test_lease.py", "test_parts.py", "test_store.py"),
+}
+"""Folders and files of tests that start no Ray."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With pytest-xdist: all that starts Ray runs in one process, in order, and the other files beside it."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneRay(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "Ray" if WITHOUT_RAY.isdisjoint(Path(file).parts) else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(scope="session")
