@@ -68,6 +68,9 @@ class Question(BaseModel):
     tolerance: float = Field(
         0.1, gt=0, lt=1, description="Largest acceptable share of attempts that are fooled and not flagged."
     )
+    few_pixel: bool = Field(
+        True, description="Few-pixel searches of classifier and detector, some thousand queries an image."
+    )
     training_seeds: int = Field(
         1, ge=1, le=100, description="Detectors with networks are trained and judged so often, one seed after another."
     )
@@ -103,6 +106,8 @@ def detect(
     from jobs.guard import Named, require_fit, split_images
 
     threat, question = threat or DetectorThreat(), question or Question()
+    if threat.pixels is not None and not question.few_pixel:
+        raise WrongInput("--no-few-pixel: with --pixels, those are the searches of the threat")
     if not detectors:
         raise WrongInput("DETECTORS: expected the name of one at least")
     named = [one for text in detectors for one in Named.of(text).trained_anew(question.training_seeds)]
@@ -115,7 +120,7 @@ def detect(
     trained = on_disk("--networks", networks) if networks else folder.path / "networks"
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
-    for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps)]:
+    for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
     for one in named:
         require_fit(one, loaded)

@@ -132,7 +132,7 @@ class Detection:
         attacked = Attacked(one, {})
         if one.subject is None:
             return attacked
-        for search in adaptive_searches(self.threat, self.question.steps):
+        for search in adaptive_searches(self.threat, self.question.steps, few_pixel=self.question.few_pixel):
             attacked.found[search] = self._searched(one, search, self.ids[:SOME] if search.dear else None)
         if one.lenient is not None:  # what evades at 5 % does at 1 %, but more may
             best = attacked.best(self.judged)
@@ -188,6 +188,8 @@ class Detection:
                 f"the detector gives no gradients: a stand-in that explains {one.stand_in:.0%} of the variance of its "
                 f"scores {lent}"
             )
+        if adaptive and not self.question.few_pixel:
+            judgement = judgement.because("no few-pixel search knew the detector: --no-few-pixel left them out")
         for name, reason in self.failures.items():
             judgement = judgement.because(
                 f"{name}: a search failed, and such images are not among its attempts: {reason}"

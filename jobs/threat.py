@@ -201,18 +201,29 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
     ]
 
 
-def adaptive_searches(threat: DetectorThreat, steps: int) -> list[Search]:
-    """What is tried by one who does."""
+def adaptive_searches(threat: DetectorThreat, steps: int, *, few_pixel: bool = True) -> list[Search]:
+    """What is tried by one who does.
+
+    Args:
+        threat: the norm, or the pixels.
+        steps: of gradient searches.
+        few_pixel: whether pixels are searched as well, some thousand queries an image.
+    """
     norm = threat.norm or "l2"
     forms: tuple[Form, ...] = ("joint", "selective", "orthogonal", "matching")
     if norm == "l2":
         forms += ("penalty",)
-    few = threat.pixels is None  # some thousand queries an image
+    few = threat.pixels is None
     de = DifferentialEvolution(pixels=threat.beam().pixels, population=100, generations=50)
     joint = Adaptive(norm=norm, steps=steps)
     return [
         *(Search(f"adaptive-{form}", "adaptive", joint.model_copy(update={"form": form})) for form in forms),
         Search("adaptive-targeted", "adaptive", joint, targeted=True, dear=True),
-        Search("adaptive-beam", "adaptive", threat.beam(), dear=few),
-        Search("adaptive-de", "adaptive", de, dear=few),
+        *(
+            few_pixel
+            * [
+                Search("adaptive-beam", "adaptive", threat.beam(), dear=few),
+                Search("adaptive-de", "adaptive", de, dear=few),
+            ]
+        ),
     ]
