@@ -24,7 +24,7 @@ from jobs.launch import Selection, WorkerHost, launch
 from jobs.progress import progress, say
 from jobs.subject import Subject
 from jobs.threat import RATIO, DetectorThreat, Search, adaptive_searches, naive_searches
-from workers.attacks import Adaptive, Attack
+from workers.attacks import JSMA, Adaptive, Attack
 from workers.attacks.norm_ball import Ball
 from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
@@ -490,8 +490,10 @@ def _moved_by(images: np.ndarray, directions: np.ndarray, ball: Ball) -> np.ndar
 
 def _strength(attack: Attack) -> str:
     """The parameters that say how much is tried."""
-    named = {"steps", "epsilon", "pixels", "width", "norm", "step_size"}
-    return ", ".join(f"{name} {value}" for name, value in attack.model_dump(mode="json").items() if name in named)
+    named = {"steps", "epsilon", "pixels", "width", "norm", "step_size", "population", "generations"}
+    named |= {"gamma"} if isinstance(attack, JSMA) else set()
+    said = attack.model_dump(mode="json", exclude_none=True)
+    return ", ".join(f"{name} {value}" for name, value in said.items() if name in named)
 
 
 def _slug(*words: str) -> str:
