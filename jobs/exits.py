@@ -7,10 +7,13 @@ from pydantic import ValidationError
 
 from workers.errors import first_problem, in_one_line
 
-__all__ = ["PARAMETERS", "Exit", "Interrupted", "one_line"]
+__all__ = ["DEFENSE_PARAMETERS", "PARAMETERS", "Exit", "Interrupted", "one_line"]
 
 PARAMETERS = "Attack"
 """The group of flags that are an attack's own; an unknown flag is answered with them."""
+
+DEFENSE_PARAMETERS = "Defense"
+"""Likewise, those that are a defense's own."""
 
 
 class Exit(IntEnum):
@@ -33,8 +36,9 @@ def one_line(error: BaseException) -> str:
         return first_problem(problem)
     said = in_one_line(error)
     if isinstance(error, UnknownOptionError):
-        own = [a.name for a in error.argument_collection if a.name != "*" and PARAMETERS in _groups(a.parameter.group)]
-        said += f" The attack takes {', '.join(own)}." if own else ""
+        for group in (PARAMETERS, DEFENSE_PARAMETERS):
+            own = [a.name for a in error.argument_collection if a.name != "*" and group in _groups(a.parameter.group)]
+            said += f" The {group.lower()} takes {', '.join(own)}." if own else ""
     return said
 
 

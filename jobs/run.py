@@ -65,7 +65,7 @@ def run(
         out: Folder for the model, the runs and the page.
         data: mnist, fashion-mnist, digits, or a folder with train and test.
     """
-    from workers.training.plain import Recipe
+    from workers.training.classifiers import Recipe
 
     sizes, started = options or ExperimentOptions(), time.monotonic()
     if data not in NAMES and Path(data).is_file():

@@ -1,35 +1,30 @@
-"""``brittle train``: train the seed's CNN, resumably."""
+"""``brittle train``: train the seed's CNN, by a defense or by none, resumably."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
-from cyclopts import App, Parameter
+from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
-from jobs.exits import Interrupted
+from jobs.exits import DEFENSE_PARAMETERS, Interrupted
 from jobs.progress import progress, say
 from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.sources import NAMES, load_data
+from workers.training.defense import Defense
+from workers.training.defenses import DEFENSES, defense_kind
+from workers.training.plain import Plain
 
-__all__ = ["app", "followed", "train_model"]
+if TYPE_CHECKING:
+    from workers.training.classifiers import Recipe
 
-app = App(
-    name="train",
-    help="""Train the seed's CNN and keep a checkpoint after every epoch.
-
-    Interrupted, or asked for more epochs, the same command goes on from the last checkpoint.
-    """,
-    help_epilogue=examples(
-        "brittle train --data mnist --out MODEL",
-        "brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20",
-    ),
-)
+__all__ = ["app_for", "followed", "train_model"]
 
 
 class TrainOptions(BaseModel):
@@ -38,41 +33,87 @@ class TrainOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     epochs: int = Field(12, ge=1, le=10_000, description="Passes over the training images.")
-    seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights and the order of images.")
+    seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights, the order of images and every draw.")
     batch_size: int = Field(256, ge=1, description="Images a step.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's.")
 
 
-@app.default
-def train(
-    *,
-    data: str,
-    out: Path,
-    test_data: str | None = None,
-    options: Annotated[TrainOptions | None, Parameter(name="*")] = None,
-) -> int:
+def app_for(arguments: Sequence[str]) -> App:
+    """The command, with the flags of the defense that its arguments name.
+
+    Raises:
+        WrongInput: when they name none that there is.
     """
+    named = [value for flag, value in pairwise(arguments) if flag == "--defense"]
+    named += [argument.partition("=")[2] for argument in arguments if argument.startswith("--defense=")]
+    kind = defense_kind(named[-1]) if named else Plain
+    app = App(
+        name="train",
+        help=_help() if kind is Plain else kind.__doc__,
+        help_epilogue=examples(
+            "brittle train --data mnist --out MODEL",
+            "brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20",
+            "brittle train --data mnist --defense pgd --epsilon 0.3 --steps 7 --out MODEL",
+            *(
+                f"brittle train --data mnist --defense {name} --out MODEL"
+                for name in DEFENSES
+                if name not in (Plain.NAME, "pgd")
+            ),
+        ),
+    )
+    app.default(_command(kind))
+    return app
+
+
+def _help() -> str:
+    *first, last = (name for name in DEFENSES if name != Plain.NAME)
+    return f"""Train the seed's CNN, by a defense or by none, and keep a checkpoint after every epoch.
+
+    Interrupted, or asked for more epochs, the same command goes on from the last checkpoint. The defenses are
+    {", ".join(first)} and {last}; brittle train --defense NAME --help shows what one is and takes.
+    """
+
+
+def _command(kind: type[Defense]) -> Any:
+    def train(
+        *,
+        data: str,
+        out: Path,
+        test_data: str | None = None,
+        defense: str = Plain.NAME,
+        parameters: Any = None,
+        options: Annotated[TrainOptions | None, Parameter(name="*")] = None,
+    ) -> int:
+        from workers.training.classifiers import Recipe
+
+        if test_data is None and data not in NAMES and Path(data).is_file():
+            raise WrongInput("--data is a single file: give --test-data, or a folder with train and test")
+        training = load_data(data, "train" if test_data is None else None, say=say)
+        test = load_data(test_data or data, "test" if test_data is None else None, say=say)
+        recipe = Recipe(**(options or TrainOptions()).model_dump())
+        table = train_model(training, test, recipe, out, parameters or kind())
+        print("test images by label (row) and prediction (column):")
+        width = len(str(max(map(max, table)))) + 1
+        for row in table:
+            print("".join(f"{count:{width}d}" for count in row))
+        print(f"model in {out}")
+        return 0
+
+    shown = Parameter(name="*", group=Group(DEFENSE_PARAMETERS)) if kind.model_fields else Parameter(parse=False)
+    train.__annotations__["parameters"] = Annotated[kind | None, shown]
+    train.__doc__ = f"""
     Args:
         data: mnist, fashion-mnist, digits, or a path; a folder or name gives its train split.
         out: The model folder.
         test_data: Images to test on; the data's own test split when absent.
+        defense: {", ".join(DEFENSES)}.
     """
-    from workers.training.plain import Recipe
-
-    if test_data is None and data not in NAMES and Path(data).is_file():
-        raise WrongInput("--data is a single file: give --test-data, or a folder with train and test")
-    training = load_data(data, "train" if test_data is None else None, say=say)
-    test = load_data(test_data or data, "test" if test_data is None else None, say=say)
-    table = train_model(training, test, Recipe(**(options or TrainOptions()).model_dump()), out)
-    print("test images by label (row) and prediction (column):")
-    width = len(str(max(map(max, table)))) + 1
-    for row in table:
-        print("".join(f"{count:{width}d}" for count in row))
-    print(f"model in {out}")
-    return 0
+    return train
 
 
-def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> list[list[int]]:
+def train_model(
+    training: Dataset, test: Dataset, recipe: "Recipe", out: Path, defense: Defense | None = None
+) -> list[list[int]]:
     """Trains into a folder with progress; returns the last epoch's confusion matrix.
 
     Raises:
@@ -82,14 +123,20 @@ def train_model(training: Dataset, test: Dataset, recipe: Any, out: Path) -> lis
     import joblib
     import torch
 
-    from workers.training.plain import train as epochs_of
+    from workers.training.classifiers import stages
+    from workers.training.classifiers import train as epochs_of
 
     torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
-    with _interruptible(out):
-        for epoch, _ in followed(partial(epochs_of, training, test, recipe, out), recipe.epochs, steps, "training"):
-            print(f"epoch {epoch.epoch}: loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}", flush=True)
-            confusion = epoch.confusion
+    for stage in stages(training, test, recipe, out, defense or Plain()):
+        what = "" if stage.folder == out else f"{stage.title}, "
+        run = partial(epochs_of, training, test, stage.recipe, stage.folder, defense=stage.defense)
+        with _interruptible(out):
+            for epoch, _ in followed(run, stage.recipe.epochs, steps, f"training{what and ' the ' + stage.title}"):
+                print(
+                    f"{what}epoch {epoch.epoch}: loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}", flush=True
+                )
+                confusion = epoch.confusion
     assert confusion is not None
     return confusion
 

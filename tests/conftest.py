@@ -26,7 +26,8 @@ from workers.models.cnn import CNN
 from workers.models.loading import read_model
 from workers.places import Place
 from workers.sources import load_data
-from workers.training.plain import Recipe, train
+from workers.training.classifiers import Recipe, train
+from workers.training.plain import Plain
 
 # Ray's workers give way to all else that computes on the machine (niceness 15): tests beside them would starve them.
 os.environ.setdefault("RAY_worker_niceness", "0")
@@ -116,7 +117,7 @@ def mnist() -> Dataset:
 @pytest.fixture(scope="session")
 def mnist_folder(request: pytest.FixtureRequest, mnist: Dataset) -> Path:
     """The seed's CNN after two epochs on the 60,000 training images, kept until what makes it changes."""
-    makers = [inspect.getfile(thing) for thing in (CNN, train, Dataset)]
+    makers = [inspect.getfile(thing) for thing in (CNN, train, Plain, Dataset)]
     version = hashlib.sha256(b"".join(Path(maker).read_bytes() for maker in makers)).hexdigest()[:12]
     folder = request.config.cache.mkdir(f"mnist-{version}")
     torch.set_num_threads(2)

@@ -19,6 +19,7 @@ import torch
 
 from jobs.main import main
 from workers.models.cnn import CNN
+from workers.training.defenses import DEFENSES
 
 ROOT = Path(__file__).parent.parent.parent
 COMMANDS = ["data", "train", "attack", "evaluate", "verify", "status", "report", "compact", "run"]
@@ -439,6 +440,30 @@ CASES = {
     f"{TRAIN} --learning-rate 0": "--learning-rate",
     f"{TRAIN} --learning-rate nan": "--learning-rate",
     f"{TRAIN} --learning-rate inf": "--learning-rate",
+    # defenses
+    f"{TRAIN} --defense": "--defense",
+    f"{TRAIN} --defense pdg": "unknown defense pdg",
+    f"{TRAIN} --defense=pdg": "unknown defense pdg",
+    f"{TRAIN} --epsilon 0.1": "--epsilon",
+    f"{TRAIN} --defense none --epsilon 0.1": "--epsilon",
+    f"{TRAIN} --defense fgsm --steps 3": "The defense takes --epsilon, --warmup, --clean-share.",
+    f"{TRAIN} --defense fgsm-rs --beta 3": "--beta",
+    f"{TRAIN} --defense fgsm --epsilon 0": "--epsilon",
+    f"{TRAIN} --defense fgsm --epsilon 1.1": "--epsilon",
+    f"{TRAIN} --defense fgsm --epsilon nan": "--epsilon",
+    f"{TRAIN} --defense fgsm --epsilon 0.1,0.2": "--epsilon",
+    f"{TRAIN} --defense fgsm --clean-share -0.1": "--clean-share",
+    f"{TRAIN} --defense fgsm --clean-share 2": "--clean-share",
+    f"{TRAIN} --defense fgsm-rs --step-size 0": "--step-size",
+    f"{TRAIN} --defense fgsm-rs --step-size 3": "--step-size",
+    f"{TRAIN} --defense fgsm-rs --warmup -1": "--warmup",
+    f"{TRAIN} --defense pgd --steps 0": "--steps",
+    f"{TRAIN} --defense pgd --steps 1.5": "--steps",
+    f"{TRAIN} --defense pgd --step-size inf": "--step-size",
+    f"{TRAIN} --defense pgd --warmup many": "--warmup",
+    f"{TRAIN} --defense trades --beta -1": "--beta",
+    f"{TRAIN} --defense trades --beta nan": "--beta",
+    f"{TRAIN} --defense trades --steps 1001": "--steps",
     "train --data good.npz --out out": "--test-data",
     "train --data digits --test-data good.npz --out out --batch-size 2000": "--batch-size",
     "train --data good.npz --test-data colour.npz --out out": "test images",
@@ -553,7 +578,12 @@ def test_an_experiment_counts_its_workers_before_it_trains(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], *([command] for command in COMMANDS), *(["attack", attack] for attack in ATTACKS)],
+    [
+        [],
+        *([command] for command in COMMANDS),
+        *(["attack", attack] for attack in ATTACKS),
+        *(["train", "--defense", defense] for defense in DEFENSES),
+    ],
     ids=lambda arguments: " ".join(arguments) or "brittle",
 )
 def test_help(arguments: list[str], inside: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -565,6 +595,10 @@ def test_help(arguments: list[str], inside: Path, capfd: pytest.CaptureFixture[s
     assert all(word in out for word in (COMMANDS if not arguments else ATTACKS if arguments == ["attack"] else []))
     if arguments:
         assert f"brittle {arguments[0]}" in out.split("Usage:")[1]
+    if "train" in arguments:
+        assert all(f"--defense {name}" in out for name in DEFENSES if name != "none")
+        flags = DEFENSES[arguments[-1] if len(arguments) > 1 else "none"].model_fields
+        assert all(f"--{flag.replace('_', '-')}" in out for flag in flags)
     assert listing(inside) == before
 
 

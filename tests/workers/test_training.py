@@ -9,7 +9,7 @@ from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.sources import load_data
-from workers.training.plain import Epoch, Recipe, train
+from workers.training.classifiers import Epoch, Recipe, train
 
 
 def run(folder: Path, epochs: int, seed: int = 1) -> list[Epoch]:

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 
-__all__ = ["ModelRecipe", "check_model", "hash_of_sources", "pack_weights", "read_model", "user_function"]
+__all__ = ["ModelRecipe", "check_model", "construct", "hash_of_sources", "pack_weights", "read_model", "user_function"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ModelRecipe:
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
         model = _built(self.architecture, self.weights)
-        if self.architecture.get("name") == "cnn":
+        if self.architecture.get("name") in _NETWORKS:
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -225,11 +225,26 @@ def _construct(architecture: dict[str, Any]) -> nn.Module:
         if not isinstance(model, nn.Module):
             raise WrongInput(f"{architecture['function']} must return an nn.Module, got {type(model).__name__}")
         return model
+    return construct(architecture)
+
+
+def construct(architecture: Mapping[str, Any]) -> nn.Module:
+    """A network of brittle's own with random weights, drawn from torch's own stream.
+
+    Args:
+        architecture: its ``name`` and its sizes.
+
+    Raises:
+        WrongInput: for an unknown name.
+    """
     sizes = dict(architecture)
     name = sizes.pop("name", None)
-    if name != "cnn":
-        raise WrongInput(f"unknown architecture {name}: expected cnn")
-    return CNN(**sizes)
+    if name not in _NETWORKS:
+        raise WrongInput(f"unknown architecture {name}: expected {', '.join(_NETWORKS)}")
+    return _NETWORKS[name](**sizes)
+
+
+_NETWORKS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN}
 
 
 def user_function(reference: str) -> Any:

@@ -17,13 +17,14 @@ from workers.models.loading import pack_weights
 __all__ = ["last_weights", "restore", "same_training", "save"]
 
 
-def same_training(folder: Path, card: dict[str, Any], epochs: int) -> dict[str, Any]:
+def same_training(folder: Path, card: dict[str, Any], epochs: int, parts: Sequence[str] = ()) -> dict[str, Any]:
     """The folder's own card when it holds epochs of this training, else the given one.
 
     Args:
         folder: of the training; absent, empty, or one that `save` wrote.
         card: ``architecture``, ``training`` (both compared field by field) and ``epochs``.
         epochs: how many are wanted.
+        parts: names of the trainings below the folder that this one stands on, which may be there before it.
 
     Raises:
         WrongInput: when the folder holds another training, more epochs than are wanted, or something else.
@@ -33,14 +34,17 @@ def same_training(folder: Path, card: dict[str, Any], epochs: int) -> dict[str, 
         raise WrongInput(f"--out {folder}: exists and is not a folder")
     if not path.exists():
         leftovers = ("epoch-", ".epoch-", ".model.json.", ".lock")  # of a kill before the first checkpoint was whole
-        if folder.exists() and not all(entry.name.startswith(leftovers) for entry in folder.iterdir()):
+        strange = (entry for entry in (folder.iterdir() if folder.exists() else ()) if entry.name not in parts)
+        if not all(entry.name.startswith(leftovers) for entry in strange):
             raise WrongInput(f"--out {folder}: exists and is not a model folder")
         require_place(folder)
         return card
     try:
         found = json.loads(path.read_text())
-        for field, want in {**card["training"], "architecture": card["architecture"]}.items():
-            have = found["architecture"] if field == "architecture" else found["training"][field]
+        haves, wants = ({**one["training"], "architecture": one["architecture"]} for one in (found, card))
+        for field in wants | haves:
+            # a folder that was made before there were defenses does not say that it has none
+            have, want = haves.get(field, "none"), wants.get(field, "none")
             if have != want:
                 raise WrongInput(f"--out {folder}: was trained with {field} {have}, not {want}; name another folder")
         if len(found["epochs"]) > epochs:
