@@ -4,6 +4,7 @@ from typing import Any
 
 from workers.errors import WrongInput
 from workers.training.defense import Defense
+from workers.training.distillation import Distillation
 from workers.training.fgsm import FGSMTraining
 from workers.training.fgsm_rs import FGSMRandomStart
 from workers.training.pgd import PGDTraining
@@ -13,7 +14,7 @@ from workers.training.trades import TRADES
 __all__ = ["DEFENSES", "defense_kind", "defense_named"]
 
 DEFENSES: dict[str, type[Defense]] = {
-    defense.NAME: defense for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES)
+    defense.NAME: defense for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation)
 }
 """Every defense by the name that the command line and the model folders use; ``none`` is plain training."""
 
