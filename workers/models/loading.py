@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ class ModelRecipe:
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
         model = _built(self.architecture, self.weights)
-        if self.architecture.get("name") in _NETWORKS:
+        if self.architecture.get("name") in ("cnn", "null"):
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -81,13 +81,13 @@ def read_model(
     if any(not number > 0 for number in std):
         raise WrongInput(f"--std must be above 0, got {', '.join(map(str, std))}")
     path = Path(reference)
-    if mean and path.is_dir() and (path / "guarded.safetensors").exists():
-        raise WrongInput("--mean and --std: a guarded classifier has its own normalisation")
     if weights and (path.is_dir() or path.suffix == ".pt2"):
         raise WrongInput("--weights goes with module:function; a model folder or program has its own weights")
     try:
         if path.is_dir():
             architecture, state = _read_folder(path)
+            if mean and architecture.get("name") in ("guarded", "null"):
+                raise WrongInput("--mean and --std: a guarded classifier has its own normalisation")
         elif path.suffix in _FILES:
             architecture, state = {"program": "torch.export"}, _read_program(path)
         elif ":" in reference:
@@ -216,6 +216,11 @@ def _built(architecture: dict[str, Any], state: bytes) -> nn.Module:
     model = _construct(architecture)
     if state:
         model.load_state_dict(safetensors.torch.load(state))
+    if architecture.get("name") == "null":
+        from workers.models.null import NullCNN, rejecting
+
+        assert isinstance(model, NullCNN)
+        return rejecting(model)
     return model
 
 
@@ -239,12 +244,13 @@ def construct(architecture: Mapping[str, Any]) -> nn.Module:
     """
     sizes = dict(architecture)
     name = sizes.pop("name", None)
-    if name not in _NETWORKS:
-        raise WrongInput(f"unknown architecture {name}: expected {', '.join(_NETWORKS)}")
-    return _NETWORKS[name](**sizes)
+    if name == "cnn":
+        return CNN(**sizes)
+    if name == "null":
+        from workers.models.null import NullCNN
 
-
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"cnn": CNN}
+        return NullCNN(**sizes)
+    raise WrongInput(f"unknown architecture {name}: expected cnn or null")
 
 
 def user_function(reference: str) -> Any:

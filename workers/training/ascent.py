@@ -18,7 +18,13 @@ def uniform_start(images: Tensor, epsilon: float, generator: torch.Generator) ->
 
 
 def ascend(
-    loss: Callable[[Tensor], Tensor], images: Tensor, start: Tensor, *, epsilon: float, steps: int, step_size: float
+    loss: Callable[[Tensor], Tensor],
+    images: Tensor,
+    start: Tensor,
+    *,
+    epsilon: float | Tensor,
+    steps: int,
+    step_size: float | Tensor,
 ) -> Tensor:
     """Takes steps along the sign of a loss's gradient, each projected to the ball and to [0, 1].
 
@@ -28,9 +34,9 @@ def ascend(
         loss: of images, a scalar; a sum over them, so that no image's gradient depends on how many there are.
         images: float ``[n, C, H, W]`` in [0, 1], the centres of the balls; not written to.
         start: where the search starts, in the balls; not written to.
-        epsilon: radius.
+        epsilon: radius; one for all images, or ``[n, 1, 1, 1]``.
         steps: how many.
-        step_size: of each.
+        step_size: of each step; likewise.
 
     Returns:
         Images of that shape, without a history of gradients.

@@ -7,6 +7,7 @@ from workers.training.defense import Defense
 from workers.training.distillation import Distillation
 from workers.training.fgsm import FGSMTraining
 from workers.training.fgsm_rs import FGSMRandomStart
+from workers.training.null_class import NullClass
 from workers.training.pgd import PGDTraining
 from workers.training.plain import Plain
 from workers.training.trades import TRADES
@@ -14,7 +15,8 @@ from workers.training.trades import TRADES
 __all__ = ["DEFENSES", "defense_kind", "defense_named"]
 
 DEFENSES: dict[str, type[Defense]] = {
-    defense.NAME: defense for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation)
+    defense.NAME: defense
+    for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation, NullClass)
 }
 """Every defense by the name that the command line and the model folders use; ``none`` is plain training."""
 
