@@ -15,6 +15,7 @@ from workers.detectors.guarded import Guarded, Judged
 from workers.errors import WrongInput
 from workers.models.loading import read_model
 from workers.models.null import NullCNN, rejecting
+from workers.models.rbf import RBFNetwork
 from workers.results import Status
 from workers.sources import load_data
 from workers.training.adversarial import AdversarialTraining, cross_entropy_sum
@@ -26,6 +27,7 @@ from workers.training.distillation import Distillation, Teacher
 from workers.training.fgsm import FGSMTraining
 from workers.training.null_class import NullClass
 from workers.training.pgd import PGDTraining
+from workers.training.rbf import RBF
 from workers.training.trades import TRADES
 
 ADVERSARIAL = [kind for kind in DEFENSES.values() if issubclass(kind, AdversarialTraining)]
@@ -398,3 +400,28 @@ def test_a_model_with_a_null_class_rejects_from_its_folder(tmp_path: Path) -> No
     assert statuses <= {str(status) for status in Status}
     with pytest.raises(WrongInput, match="--mean and --std"):
         read_model(str(tmp_path), mean=(0.5,), std=(0.5,))
+
+
+def test_the_units_are_gaussians_of_the_distance_to_their_centres() -> None:
+    torch.manual_seed(4)
+    model = RBFNetwork(1, 9, 12, 4, units=5, beta=3.0).requires_grad_(False)
+    images = torch.tensor(random_images((1, 9, 12), 6, 2)).float().div(255)
+    answers = torch.empty(6, 5)
+    for row, p in enumerate(model.base(images).softmax(dim=1)):
+        for unit, centre in enumerate(model.centres):
+            answers[row, unit] = torch.exp(-3.0 * torch.dist(p, centre) ** 2)
+    assert torch.allclose(model.units(images), answers, atol=1e-6)
+    assert torch.allclose(model(images), answers @ model.linear.weight.T, atol=1e-5)
+
+
+def test_the_rbf_network_begins_with_the_trained_cnn(tmp_path: Path) -> None:
+    first = random_model("grey", 1)[0]
+    torch.manual_seed(4)
+    model = RBFNetwork(1, 9, 12, 4, units=5)
+    RBF().start(model, first)
+    images = torch.tensor(random_images((1, 9, 12), 6, 2)).float().div(255)
+    assert torch.equal(model.base(images), first(images))
+    assert run(tmp_path, RBF(units=50, base_epochs=5), 10)[-1].accuracy > 0.9
+    state = read_model(str(tmp_path)).build().state_dict()
+    assert state["centres"].shape == (50, 10)
+    assert state["betas"].std() > 0  # they are learned

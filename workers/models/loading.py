@@ -20,6 +20,7 @@ from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
+from workers.models.rbf import RBFNetwork
 
 __all__ = ["ModelRecipe", "check_model", "construct", "hash_of_sources", "pack_weights", "read_model", "user_function"]
 
@@ -50,7 +51,7 @@ class ModelRecipe:
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
         model = _built(self.architecture, self.weights)
-        if self.architecture.get("name") in ("cnn", "null"):
+        if self.architecture.get("name") in ("cnn", "null", "rbf"):
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -250,7 +251,9 @@ def construct(architecture: Mapping[str, Any]) -> nn.Module:
         from workers.models.null import NullCNN
 
         return NullCNN(**sizes)
-    raise WrongInput(f"unknown architecture {name}: expected cnn or null")
+    if name == "rbf":
+        return RBFNetwork(**sizes)
+    raise WrongInput(f"unknown architecture {name}: expected cnn, null or rbf")
 
 
 def user_function(reference: str) -> Any:

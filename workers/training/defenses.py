@@ -10,13 +10,14 @@ from workers.training.fgsm_rs import FGSMRandomStart
 from workers.training.null_class import NullClass
 from workers.training.pgd import PGDTraining
 from workers.training.plain import Plain
+from workers.training.rbf import RBF
 from workers.training.trades import TRADES
 
 __all__ = ["DEFENSES", "defense_kind", "defense_named"]
 
 DEFENSES: dict[str, type[Defense]] = {
     defense.NAME: defense
-    for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation, NullClass)
+    for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation, NullClass, RBF)
 }
 """Every defense by the name that the command line and the model folders use; ``none`` is plain training."""
 
