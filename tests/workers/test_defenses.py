@@ -25,6 +25,7 @@ from workers.training.defense import Defense
 from workers.training.defenses import DEFENSES, defense_named
 from workers.training.distillation import Distillation, Teacher
 from workers.training.fgsm import FGSMTraining
+from workers.training.fgsm_rs import FGSMRandomStart
 from workers.training.null_class import NullClass
 from workers.training.pgd import PGDTraining
 from workers.training.rbf import RBF
@@ -100,6 +101,32 @@ def test_one_step_is_the_fast_gradient_sign() -> None:
     loss = FGSMTraining(epsilon=0.1, clean_share=0.25, warmup=0).objective(None, load_data("digits", "train"))
     expected_loss = 0.25 * cross_entropy(model(images), labels) + 0.75 * cross_entropy(model(expected), labels)
     assert loss(model, images, labels, stream(), 0.0).item() == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("defense", "steps", "step_size"),
+    [
+        (FGSMRandomStart(epsilon=0.2, warmup=0), 1, 0.25),  # α = 1.25·ε
+        (FGSMRandomStart(epsilon=0.2, warmup=0, step_size=0.1), 1, 0.1),
+        (PGDTraining(epsilon=0.2, warmup=0, steps=5), 5, 0.1),  # 2.5·ε/steps
+        (PGDTraining(epsilon=0.2, warmup=0, steps=3, step_size=0.01), 3, 0.01),
+    ],
+)
+def test_only_what_the_search_from_a_random_start_finds_is_learned(
+    defense: AdversarialTraining, steps: int, step_size: float
+) -> None:
+    """The search is written out: step along the sign, project to the ball, clip to [0, 1]."""
+    model, images, labels = trained()
+    drawn = (torch.rand(images.shape, generator=stream()) * 2 - 1) * 0.2
+    moved = (images + drawn).clamp(0, 1)
+    for _ in range(steps):
+        moved = moved.detach().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(cross_entropy(model(moved), labels), moved)
+        change = (moved.detach() + step_size * gradient.sign() - images).clamp(-0.2, 0.2)
+        moved = (images + change).clamp(0, 1)
+    objective = defense.objective(None, load_data("digits", "train"))
+    loss = objective(model, images, labels, stream(), 0.0)
+    assert loss.item() == pytest.approx(cross_entropy(model(moved), labels).item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ADVERSARIAL)
