@@ -21,6 +21,7 @@ from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 from workers.models.rbf import RBFNetwork
+from workers.models.synthesis import SynthesisClassifier
 
 __all__ = ["ModelRecipe", "check_model", "construct", "hash_of_sources", "pack_weights", "read_model", "user_function"]
 
@@ -253,7 +254,9 @@ def construct(architecture: Mapping[str, Any]) -> nn.Module:
         return NullCNN(**sizes)
     if name == "rbf":
         return RBFNetwork(**sizes)
-    raise WrongInput(f"unknown architecture {name}: expected cnn, null or rbf")
+    if name == "synthesis":
+        return SynthesisClassifier(**sizes)
+    raise WrongInput(f"unknown architecture {name}: expected cnn, null, rbf or synthesis")
 
 
 def user_function(reference: str) -> Any:

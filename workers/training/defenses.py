@@ -11,13 +11,14 @@ from workers.training.null_class import NullClass
 from workers.training.pgd import PGDTraining
 from workers.training.plain import Plain
 from workers.training.rbf import RBF
+from workers.training.synthesis import Synthesis
 from workers.training.trades import TRADES
 
 __all__ = ["DEFENSES", "defense_kind", "defense_named"]
 
 DEFENSES: dict[str, type[Defense]] = {
     defense.NAME: defense
-    for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation, NullClass, RBF)
+    for defense in (Plain, FGSMTraining, FGSMRandomStart, PGDTraining, TRADES, Distillation, NullClass, RBF, Synthesis)
 }
 """Every defense by the name that the command line and the model folders use; ``none`` is plain training."""
 
