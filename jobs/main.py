@@ -59,13 +59,9 @@ def _app(arguments: Sequence[str]) -> App:
         version=_version,
         result_action="return_value",
     )
-    of_train = train.app_for(arguments[1:] if arguments and arguments[0] == "train" else ())
-    for command in (
-        data.app,
-        of_train,
-        *(x.app for x in (attack, evaluate, detect, verify, status, report, compact, run)),
-    ):
-        app.command(command)
+    for module in (data, attack, evaluate, detect, verify, status, report, compact, run):
+        app.command(module.app)
+    app.command(train.app_for(arguments[1:] if arguments[:1] == ["train"] else ()))
     if len(arguments) > 1 and arguments[0] == "attack":
         attack.add_named(arguments[1])
     return app

@@ -1,7 +1,7 @@
 """``brittle train``: train the seed's CNN, by a defense or by none, resumably."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -50,16 +50,7 @@ def app_for(arguments: Sequence[str]) -> App:
     app = App(
         name="train",
         help=_help() if kind is Plain else kind.__doc__,
-        help_epilogue=examples(
-            "brittle train --data mnist --out MODEL",
-            "brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20",
-            "brittle train --data mnist --defense pgd --epsilon 0.3 --steps 7 --out MODEL",
-            *(
-                f"brittle train --data mnist --defense {name} --out MODEL"
-                for name in DEFENSES
-                if name not in (Plain.NAME, "pgd")
-            ),
-        ),
+        help_epilogue=examples(*_examples(DEFENSES if kind is Plain else [kind.NAME])),
     )
     app.default(_command(kind))
     return app
@@ -72,6 +63,16 @@ def _help() -> str:
     Interrupted, or asked for more epochs, the same command goes on from the last checkpoint. The defenses are
     {", ".join(first)} and {last}; brittle train --defense NAME --help shows what one is and takes.
     """
+
+
+def _examples(names: Iterable[str]) -> Iterator[str]:
+    for name in names:
+        if name != Plain.NAME:
+            yield f"brittle train --data mnist --defense {name} --out MODEL"
+            continue
+        yield "brittle train --data mnist --out MODEL"
+        yield "brittle train --data train.npz --test-data test.npz --out MODEL --epochs 20"
+        yield "brittle train --data mnist --defense pgd --steps 40 --step-size 0.01 --out MODEL"
 
 
 def _command(kind: type[Defense]) -> Any:
@@ -129,13 +130,12 @@ def train_model(
     torch.set_num_threads(joblib.cpu_count())
     steps, confusion = len(training) // recipe.batch_size, None
     for stage in stages(training, test, recipe, out, defense or Plain()):
-        what = "" if stage.folder == out else f"{stage.title}, "
+        what, title = ("", "training") if stage.folder == out else (f"{stage.title}, ", f"training the {stage.title}")
         run = partial(epochs_of, training, test, stage.recipe, stage.folder, defense=stage.defense)
         with _interruptible(out):
-            for epoch, _ in followed(run, stage.recipe.epochs, steps, f"training{what and ' the ' + stage.title}"):
-                print(
-                    f"{what}epoch {epoch.epoch}: loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}", flush=True
-                )
+            for epoch, _ in followed(run, stage.recipe.epochs, steps, title):
+                reached = f"loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}"
+                print(f"{what}epoch {epoch.epoch}: {reached}", flush=True)
                 confusion = epoch.confusion
     assert confusion is not None
     return confusion

@@ -89,7 +89,7 @@ def stages(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, defen
 def train(
     training: Dataset, test: Dataset, recipe: Recipe, folder: Path, *, on_batch: OnBatch, defense: Defense | None = None
 ) -> Iterator[Epoch]:
-    """Trains the seed's CNN and yields after each epoch, its checkpoint written.
+    """Trains a classifier and yields after each epoch, its checkpoint written.
 
     A folder that holds some epochs of the same training is resumed; the result is the one that an
     uninterrupted training gives. ``model.json`` names the weights and is replaced last and atomically, so a
