@@ -1,12 +1,13 @@
 """Defenses under the same attacks: accuracy, and the smallest change that fools, beside what their papers say.
 
-    python benchmarks/defenses.py MODEL… [--epsilon 0.3] [--limit 500] [--restarts 1] [--threads 2]
+    python benchmarks/defenses.py MODEL… --source MODEL [--epsilon 0.3] [--limit 500] [--restarts 1] [--threads 2]
 
 Each MODEL is a folder that `brittle train` left, of a model for MNIST; its ``model.json`` says what trained it. "Clean"
 is of all test digits; an image that a NULL class rejects is not right. All others are of the same random digits: the
 share that is classified right and stays so, with 95 % Wilson intervals; where images can be rejected, one that is
 rejected under attack counts as staying so. "FGSM, softmax" goes through the cross-entropy in float32, as the toolkits'
-does, and loses its gradient where the softmax is saturated; all other attacks work on the logits. "DDN" is the median
+does, and loses its gradient where the softmax is saturated; all other attacks work on the logits. "Transfer" shows the
+model what the same PGD makes of the source, a plainly trained model. "DDN" is the median
 L2 length of the smallest change found, over the digits that were right.
 """
 
@@ -49,6 +50,9 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", metavar="MODEL", help="folder of a model for MNIST")
+    parser.add_argument(
+        "--source", required=True, help="folder of a plainly trained model, whose images are transferred"
+    )
     parser.add_argument("--epsilon", type=float, default=0.3, help="ε of FGSM and PGD")
     parser.add_argument("--limit", type=int, default=500, help="attacked test digits, drawn at random")
     parser.add_argument("--steps", type=int, default=40, help="steps of PGD")
@@ -62,18 +66,20 @@ def main() -> None:
     print(f"{platform.machine()}, torch {torch.__version__}, {len(chosen)} digits, ε = {options.epsilon}")
     print(
         f"{'defense':<13} {'epochs':>6} {'clean':>7} {'FGSM, softmax':>20} {'FGSM':>20} "
-        f"{f'PGD-{options.steps}{runs}':>20} {'the same, margin':>20} {'DDN':>6}"
+        f"{f'PGD-{options.steps}{runs}':>20} {'the same, margin':>20} {'transfer':>20} {'DDN':>6}"
     )
+    part = Dataset(digits.images[chosen], digits.labels[chosen], "test", digits.name)
+    pgd = {"epsilon": options.epsilon, "steps": options.steps, "restarts": options.restarts}
+    moved = PGD(**pgd)(read_model(options.source).build(), part.images, part.labels).adversarial
     for folder in options.models:
         card = json.loads((Path(folder) / "model.json").read_text())
         name = card["training"].get("defense", "none")
         model = read_model(folder).build()
         right = is_right(model, digits.images, digits.labels)
-        part = Dataset(digits.images[chosen], digits.labels[chosen], "test", digits.name)
         figures = [standing(through_softmax(model, part, options.epsilon) & right[chosen])]
-        pgd = {"epsilon": options.epsilon, "steps": options.steps, "restarts": options.restarts}
         for attack in (FGSM(epsilon=options.epsilon), PGD(**pgd), PGD(**pgd, loss="margin")):
             figures.append(standing(~fooled(attack, model, part) & right[chosen]))
+        figures.append(standing(is_unfooled(model, moved, part.labels) & right[chosen]))
         print(
             f"{name:<13} {len(card['epochs']):>6} {right.mean():>7.2%} {' '.join(f'{one:>20}' for one in figures)} "
             f"{smallest(model, part, right[chosen]):>6.2f}  {PAPERS.get(name, '')}",
@@ -93,6 +99,12 @@ def is_right(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.nda
     return right & ~rejected(model, images)
 
 
+def is_unfooled(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool ``[n]``: which images are classified as labelled, or rejected."""
+    answer = DenseEvaluator(model).logits(torch.tensor(images)).argmax(dim=1).numpy()
+    return (answer == labels) | rejected(model, images)
+
+
 def rejected(model: nn.Module, images: np.ndarray) -> np.ndarray:
     """bool ``[n]``: which images the model rejects."""
     if not isinstance(model, Guarded):
@@ -109,8 +121,7 @@ def through_softmax(model: nn.Module, part: Dataset, epsilon: float) -> np.ndarr
     (gradient,) = torch.autograd.grad(cross_entropy(model(images), labels, reduction="sum"), images)
     levels = torch.tensor(part.images).short() + int(255 * epsilon + 1e-9) * gradient.sign().short()
     moved = levels.clamp(0, 255).to(torch.uint8)
-    answer = DenseEvaluator(model).logits(moved).argmax(dim=1).numpy()
-    return (answer == part.labels) | rejected(model, moved.numpy())
+    return is_unfooled(model, moved.numpy(), part.labels)
 
 
 def fooled(attack: Attack, model: nn.Module, part: Dataset) -> np.ndarray:
