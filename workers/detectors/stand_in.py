@@ -62,7 +62,8 @@ def learn(
         on_step: called with steps done, steps in all and what is done.
 
     Returns:
-        The stand-in, and the share of the variance of the scores that it explains on the tenth that it did not learn.
+        The stand-in, and the share of the variance of the scores that it explains on the tenth that it did not learn;
+        0 where it does worse than their mean.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -85,4 +86,4 @@ def learn(
     model.requires_grad_(False).eval()
     found = torch.cat([model(images[part].float().div(255)) for part in torch.split(kept, BATCH)])
     unexplained = (found - wanted[kept]).square().mean() / wanted[kept].var(correction=0).clamp(min=1e-12)
-    return model, 1 - float(unexplained)
+    return model, max(0.0, 1 - float(unexplained))
