@@ -118,7 +118,7 @@ def _histogram(scores: Mapping[str, np.ndarray], alarms: Sequence[FalseAlarms]) 
         share = np.histogram(values.clip(low, high), BINS, (low, high))[0] / max(len(values), 1)
         height = share / (share.max() or 1)
         steps = "".join(f"V{1 - top:.4f}h1" for top in height)
-        strips.append(Strip(name, f"M0 1{steps}V1Z", len(scores[name]), len(scores[name]) - len(values)))
+        strips.append(Strip(name, f"M0 1{steps}V1", len(scores[name]), len(scores[name]) - len(values)))
     return Histogram(
         float(low), float(high), tuple(strips), tuple(Mark(at(mark.value), mark.rate, mark.value) for mark in marks)
     )

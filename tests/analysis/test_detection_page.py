@@ -140,7 +140,7 @@ def test_its_numbers_are_those_of_the_report() -> None:
 def test_histograms_are_of_all_finite_scores() -> None:
     report = a_report()
     html = render_detection(report)
-    paths = re.findall(r'<path class="bars" d="M0 1([^"]*)V1Z">', html)
+    paths = re.findall(r'<path class="bars" d="M0 1([^"]*)V1">', html)
     assert len(paths) == 3
     for path, scores in zip(paths, report.scores.values(), strict=True):
         heights = 1 - np.array(re.findall(r"V([0-9.]+)h1", path), dtype=float)
