@@ -1,22 +1,25 @@
 """``brittle status``: how far a run is."""
 
+import json
 import sys
 
 from cyclopts import App
 
 from jobs.examples import examples
 from jobs.launch import sentence
-from jobs.recorded import open_run
+from jobs.recorded import RecordedRun, open_run
 from workers.places import Place
 
 __all__ = ["app"]
 
 app = App(
     name="status",
-    help="""Show how far a run is and what it has found so far.
+    help="""Show how far a run is and what it has found so far; of an evaluation, a detection or an experiment, all of
+    its runs.
     """,
     help_epilogue=examples(
         "brittle status RUN",
+        "brittle status DETECTION",
     ),
 )
 
@@ -25,24 +28,38 @@ app = App(
 def status(run: str) -> int:
     """
     Args:
-        run: The run's folder, or its URI.
+        run: The run's folder, or its URI; or a local folder with runs in it.
     """
-    recorded = open_run(Place.of(run))
+    place = Place.of(run)
+    below = []
+    if place.local and not (place.path / "run.json").exists():
+        below = [*place.path.glob("runs/*/run.json"), *place.path.glob("*/runs/*/run.json")]
+    if not below:
+        tell(run, open_run(place))
+        return 0
+    for found in sorted(below, key=lambda path: path.stat().st_mtime_ns):
+        tell(str(found.parent.relative_to(place.path)), open_run(Place.of(found.parent)))
+    if (place.path / "verdict.json").exists():
+        print(f"verdict: {json.loads((place.path / 'verdict.json').read_text())['verdict']}")
+    return 0
+
+
+def tell(name: str, recorded: RecordedRun) -> None:
+    """Prints what is known of a run."""
     plan, folder = recorded.plan, recorded.folder
     from analysis.summary import SUMMARISED, summarise
 
     done, tables = folder.read(plan, SUMMARISED)
     rows = sum(plan.part_rows(shard) for shard in done)
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
-    print(f"{run}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
-    for name in folder.damaged(done):
-        print(f"{name} is damaged, or another run's; the run's next start searches again what it should hold")
+    print(f"{name}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
+    for damaged in folder.damaged(done):
+        print(f"{damaged} is damaged, or another run's; the run's next start searches again what it should hold")
     for attack, table in zip(recorded.attacks, tables, strict=True) if done else ():
         summary = summarise(table)
         print(sentence(attack, plan.frozen["target"], summary))
         if summary.first_error:
             print(f"the first failure: {summary.first_error}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -162,6 +162,14 @@ def test_page_and_verdict_are_told(judged: Path) -> None:
     assert "://" not in page.replace("http://www.w3.org", "")
 
 
+def test_status_is_told_of_all_its_runs(judged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(judged)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"runs/ifgsm: complete, {LIMIT} of {LIMIT} rows, ")
+    assert sum(": complete, " in line for line in told) == len(list(judged.glob("**/run.json"))) > 20
+    assert told[-1] == "verdict: broken"
+
+
 def test_runs_behind_a_detector_verify(judged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(judged.parent))
     for name in ("vae-kl-epochs-3/runs/adaptive-joint", "scores6-rounded/runs/adaptive-beam", "runs/ddn"):
