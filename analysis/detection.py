@@ -481,12 +481,13 @@ class Headline:
     """The worst over all attacks for each image, within a threat and at one threshold.
 
     Of images that an adaptive attack was run on, where there is one: another image would count as unbroken for want of
-    the attack that might break it. All but `evaded` are of all these images, those that are misclassified clean too.
+    the attack that might break it. All but `evaded` are of all these images, those that are misclassified clean too;
+    `jobs.detection` replaces both clean figures by those of the whole test part.
 
     Attributes:
         threat: what was allowed.
         rate: the stated false-alarm rate.
-        evaded: images that some attack got fooled and unflagged, of the images attempted.
+        evaded: images that some attack got wrong and unflagged, of the images attempted.
         alone: the same of each attack by itself and its own attempts, in the order given.
         clean_accuracy: of the classifier alone.
         clean_accepted: clean images that are right and not flagged (clean accuracy × coverage).
@@ -519,7 +520,9 @@ def headline(attacks: Sequence[AttackRows], threat: Threat, threshold: Threshold
     attempted, evaded, turned, passed, clean_wrong, bare_clean_wrong, clean_flagged = np.zeros((7, len(ids)), bool)
     alone = []
     for attack in attacks:
-        hit = attack.evaded(threshold, threat)
+        within = threat.within(attack.l0, attack.l2, attack.linf)
+        # a targeted search that ends on another wrong class has not reached its goal, but the image is let through
+        hit = attack.attempted & within & (attack.prediction != attack.label) & ~threshold.flags(attack.score)
         alone.append((attack.name, Rate(int(hit.sum()), int(attack.attempted.sum()))))
         known = np.isin(attack.image_id, ids)
         place = np.searchsorted(ids, attack.image_id[known])
@@ -527,7 +530,6 @@ def headline(attacks: Sequence[AttackRows], threat: Threat, threshold: Threshold
         def add(to: np.ndarray, which: np.ndarray, place: np.ndarray = place, known: np.ndarray = known) -> None:
             to[place] |= which[known]
 
-        within = threat.within(attack.l0, attack.l2, attack.linf)
         bare = attack.prediction if attack.bare_prediction is None else attack.bare_prediction
         bare_clean = attack.clean_prediction if attack.bare_clean_prediction is None else attack.bare_clean_prediction
         if attack in counted:

@@ -85,6 +85,8 @@ class Robustness:
         ids: int64 ``[n]``, the images, each once.
         labels: int64 ``[n]``.
         stages: in the order in which an image's breaking is ascribed to them.
+        rejected: bool ``[n]``, clean images that the model itself rejects, which count as misclassified; None where it
+            never does.
 
     Attributes:
         ids, labels: as given.
@@ -101,10 +103,14 @@ class Robustness:
         ValueError: when a row is of an image that is not among the ids.
     """
 
-    def __init__(self, ids: np.ndarray, labels: np.ndarray, stages: Sequence[StageRows]) -> None:
+    def __init__(
+        self, ids: np.ndarray, labels: np.ndarray, stages: Sequence[StageRows], rejected: np.ndarray | None = None
+    ) -> None:
         self.ids, self.labels, count = ids, labels, len(ids)
+        self.rejected = np.zeros(count, dtype=bool) if rejected is None else rejected
         self.clean_prediction = np.full(count, _UNKNOWN, dtype=np.int64)
         self.standing = np.full(count, Standing.ROBUST, dtype=object)
+        self.standing[self.rejected] = Standing.WRONG
         self.certified = np.zeros(count, dtype=bool)
         self.broken_by, self.error = np.full((2, count), None, dtype=object)
         self.queries, self.gradients = np.zeros((2, count), dtype=np.int64)
@@ -128,9 +134,9 @@ class Robustness:
         if stage.certifies:
             certain = place[status == Status.CERTIFIED]
             self.certified[certain] = True
-            self.standing[certain[self.standing[certain] != Standing.BROKEN]] = Standing.CERTIFIED
+            self.standing[certain[self._open(certain)]] = Standing.CERTIFIED
         hit = place[status == Status.SUCCESS]
-        new = hit[self.standing[hit] != Standing.BROKEN]
+        new = hit[self._open(hit)]
         self.standing[new], self.broken_by[new] = Standing.BROKEN, stage.name
         for row in np.flatnonzero(status == Status.FAILED):
             self.error[place[row]] = self.error[place[row]] or f"{stage.name}: {rows['error'][int(row)].as_py()}"
@@ -147,6 +153,10 @@ class Robustness:
             gradients=int(spent["gradients"].sum()),
             seconds=float(spent["seconds"].sum()),
         )
+
+    def _open(self, place: np.ndarray) -> np.ndarray:
+        """bool: which of the images are neither broken nor misclassified."""
+        return ~np.isin(self.standing[place], (Standing.BROKEN, Standing.WRONG))
 
     def count(self, *standings: Standing) -> int:
         """How many images stand so."""
@@ -169,7 +179,10 @@ class Robustness:
     def clean(self) -> Rate:
         """Clean accuracy, of the images whose clean prediction is known."""
         known = self.clean_prediction != _UNKNOWN
-        return Rate(int((self.clean_prediction == self.labels)[known].sum()), int(known.sum()))
+        if (known | self.rejected).all():  # before that, the rejected ones would be too many
+            known = known | self.rejected
+        right = (self.clean_prediction == self.labels) & ~self.rejected
+        return Rate(int(right[known].sum()), int(known.sum()))
 
     @property
     def failed(self) -> int:

@@ -261,7 +261,8 @@ class Queue:
         # While one actor is slow, another would fail at one fresh shard after the other.
         everywhere = self._unwritten >= TRIES * len(self._pool.actors) > 0
         if everywhere or sum(failure.unwritten for failure in trial.failures) >= TRIES:
-            raise StorageError(f"{work} cannot be written: {failure.reason}")
+            what = f"{self._unwritten} parts in a row" if everywhere else str(work)
+            raise StorageError(f"{what} cannot be written: {failure.reason}")
         if len(trial.failures) < TRIES:
             self._again.appendleft(work)
             return

@@ -120,6 +120,10 @@ def detect(
     trained = on_disk("--networks", networks) if networks else folder.path / "networks"
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
+    if loaded.recipe.architecture.get("name") in ("guarded", "null"):
+        raise WrongInput(
+            f"--model {subject.model}: rejects images itself; expected a classifier that a detector can guard"
+        )
     for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
     for one in named:
@@ -157,13 +161,13 @@ def detect(
             for one in named:
                 try:
                     attacked.append(detection.attack(one))
-                except WrongInput as error:  # those before it are judged all the same
+                except (WrongInput, RuntimeError) as error:  # those before it are judged all the same
                     failure = error
                     break
             reports: list[DetectorReport] = []
             for each in attacked:
-                reports.append(detection.report(each, [other for other in attacked if other is not each]))
-                publish(folder, reports, detection, several(named, reports))
+                reports.append(detection.report(each, attacked))
+                publish(folder, reports, detection, named)
             if failure:
                 raise failure
         except WrongInput:
@@ -238,13 +242,14 @@ def publish(
     folder: FrozenFolder,
     reports: "Sequence[DetectorReport]",
     detection: "Detection",
-    trainings: "Sequence[OverSeeds]",
+    named: "Sequence[Named]",
 ) -> None:
-    """Writes verdict, table and page of the detectors that are judged."""
+    """Writes verdict, table and page of the detectors that are judged, and which of those that are asked are not."""
     from analysis.page.detection import render_detection
     from workers.results import write_part
 
-    verdict = verdict_of(reports) | {
+    trainings, judged = several(named, reports), {report.name for report in reports}
+    verdict = verdict_of(reports, [one.text for one in named if one.text not in judged]) | {
         "threat": detection.threat.describe(),
         "training_seeds": [asdict(found) for found in trainings],
     }
@@ -284,18 +289,21 @@ def tell(
     return Exit.FAILED if unmet or detection.failures or "evaluation invalid" in verdicts else Exit.DONE
 
 
-def verdict_of(reports: "Sequence[DetectorReport]") -> dict[str, Any]:
-    """What ``verdict.json`` holds: the worst verdict and figures over all detectors, then each detector's own."""
+def verdict_of(reports: "Sequence[DetectorReport]", unjudged: Sequence[str] = ()) -> dict[str, Any]:
+    """What ``verdict.json`` holds: the worst verdict and figures over all detectors, then each detector's own.
+
+    Detectors that are not judged yet, or cannot be, count as untested.
+    """
     from analysis.detection import DetectorVerdict as Verdict
     from analysis.detection import to_json
 
     order = [Verdict.BROKEN, Verdict.INVALID, Verdict.UNTESTED, Verdict.UNDECIDED, Verdict.HOLDS]
     detectors = [to_json(report) for report in reports]
+    verdicts = [Verdict(report.judgement.verdict) for report in reports] + [Verdict.UNTESTED] * len(unjudged)
     found: dict[str, Any] = {
-        "verdict": str(
-            min((report.judgement.verdict for report in reports), key=lambda one: order.index(Verdict(one)))
-        ),
-        "reasons": [f"{report.name}: {reason}" for report in reports for reason in report.judgement.reasons],
+        "verdict": str(min(verdicts, key=order.index)),
+        "reasons": [f"{report.name}: {reason}" for report in reports for reason in report.judgement.reasons]
+        + [f"{name}: not judged" for name in unjudged],
     }
     for figure in ("auroc", "worst_tpr"):
         worst = [{"detector": one["detector"]} | one[figure] for one in detectors if one[figure]]
@@ -313,6 +321,7 @@ def cells_of(reports: "Sequence[DetectorReport]") -> "pa.Table":
                 "detector": report.name,
                 "attack": cell.name,
                 "kind": str(cell.kind),
+                "targeted": cell.targeted,
                 "strength": cell.strength,
                 "attempts": cell.success.total,
                 "success": cell.success.value,

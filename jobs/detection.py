@@ -1,5 +1,6 @@
 """The evaluation of detectors: naive and adaptive searches, scores of what they found, checks, and a report of each."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
+from workers.files import write_whole
 from workers.images import Dataset
 from workers.losses import cotangents
 from workers.places import Place
@@ -50,6 +52,9 @@ SOME = 50
 EXAMPLES = 2
 """Images of each attack that the page shows."""
 
+THREAT = "threat.json"
+"""Where a threat that follows from the undefended classifier is kept."""
+
 SEED_THRESHOLD = 0.3
 """Where the original experiment put it."""
 
@@ -68,7 +73,7 @@ class Attacked:
             threat: what counts.
             gradient: whether only gradient searches are asked.
         """
-        whole = [one for one in self.found if not (one.targeted or one.dear) and one.aimed == 0.05]
+        whole = [one for one in self.found if not (one.targeted or one.dear or one.lenient)]
         those = [one for one in whole if isinstance(one.attack, Adaptive)] if gradient else whole
         threshold = self.guard.thresholds[0.05]
         return max(those, key=lambda one: int(self.found[one].evaded(threshold, threat).sum()))
@@ -112,12 +117,15 @@ class Detection:
         self.naive = naive_searches(self.threat)
         for search in self.naive:
             self._launch(search, self.subject, self.folder.path / "runs" / search.name)
+        if self.threat.pixels is None and self.threat.epsilon is None and (self.folder.path / THREAT).exists():
+            self.threat = DetectorThreat(**self.folder.read(THREAT))  # searches that are made again do not move it
         if self.threat.pixels is None and self.threat.epsilon is None:
             rows = self._rows(self.folder.path / "runs" / "ddn")
             fallen = rows["l2"].to_numpy()[rows["success"].to_numpy(zero_copy_only=False)]
             if not len(fallen):
                 raise WrongInput("--epsilon: must be given, as the classifier itself did not fall to a single search")
             self.threat = DetectorThreat(norm="l2", epsilon=round(float(RATIO * np.median(fallen)), 3))
+            write_whole(self.folder.path / THREAT, (json.dumps(self.threat.describe()) + "\n").encode())
             say(f"the threat: {self.threat}, {RATIO} times the median at which the classifier alone falls")
 
     def attack(self, named: Named) -> Attacked:
@@ -136,7 +144,7 @@ class Detection:
             attacked.found[search] = self._searched(one, search, self.ids[:SOME] if search.dear else None)
         if one.lenient is not None:  # what evades at 5 % does at 1 %, but more may
             best = attacked.best(self.judged)
-            search = replace(best, name=f"{best.name}-at-1", aimed=0.01)
+            search = replace(best, name=f"{best.name}-at-1", lenient=True)
             attacked.found[search] = self._searched(one, search)
         return attacked
 
@@ -145,7 +153,8 @@ class Detection:
 
         Args:
             attacked: the detector.
-            others: detectors whose adversarial images are tried on it as well.
+            others: detectors whose adversarial images are tried on it as well; itself and other trainings of the same
+                are left out, so that trainings can be compared.
 
         Raises:
             Interrupted: when stopped; the same command resumes.
@@ -178,6 +187,12 @@ class Detection:
         judgement = reading.judge_detector(
             headlines[0], thresholds[0], checks, adaptive=bool(adaptive), tolerance=self.question.tolerance
         )
+        if adaptive:
+            lenient = [search.name for search in attacked.found if search.lenient]
+            but = f"but {lenient[0]} aim" if lenient else "aim"
+            judgement = judgement.because(
+                f"all searches {but} at the threshold of 5 % of false alarms: at 1 % more may be possible than is shown"
+            )
         if one.stand_in is not None:
             lent = (
                 "lent its own"
@@ -229,9 +244,10 @@ class Detection:
         """What other detectors let through, tried on this one."""
         found = []
         for other in others:
-            if not other.found:
+            named = other.guard.named
+            if not other.found or named.untrained == one.named.untrained:
                 continue
-            search, named = other.best(self.judged), other.guard.named
+            search = other.best(self.judged)
             rows = self._rows(self.folder.path / named.folder / "runs" / search.name)
             images, ids = stored_images(rows), rows["image_id"].to_numpy()
             bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
@@ -293,7 +309,7 @@ class Detection:
             reading.unbounded_succeeds(Rate(len(anywhere), len(tried))),
             reading.adaptive_unbeaten([*attacks, self._noise(one)], self.judged, threshold),
         ]
-        return [*checks, reading.false_alarms_as_stated(alarms[0])]
+        return [*checks, *map(reading.false_alarms_as_stated, alarms)]
 
     def _more_or_less(self, attacked: Attacked) -> list[Check]:
         """What the best search comes to with twice the steps or the width, and within smaller budgets."""
@@ -323,7 +339,7 @@ class Detection:
 
     def _searched(self, one: Guard, search: Search, ids: np.ndarray | None = None) -> AttackRows:
         """What a search of classifier and detector together finds on the attacked images or some of them."""
-        subject = one.lenient if search.aimed == 0.01 else one.subject
+        subject = one.lenient if search.lenient else one.subject
         assert subject is not None
         self._launch(search, subject, self.folder.path / one.named.folder / "runs" / search.name, ids)
         return self._attacked(one, search, subject)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -307,6 +308,11 @@ class _Evaluation:
         few = self.threat.pixels is None and count <= FEW_BLOCKS * BLOCK
         return BLOCK if few else None
 
+    @cached_property
+    def rejected(self) -> np.ndarray | None:
+        """Clean images that the model itself rejects; None for one that never does."""
+        return self.subject.rejected(self.ids)
+
     @property
     def known(self) -> "Robustness":
         """The standing of every image now; made anew only when other rows have been read."""
@@ -314,7 +320,7 @@ class _Evaluation:
 
         if self._known is None:
             rows = [self.rows[stage.name] for stage in self.stages if stage.name in self.rows]
-            self._known = Robustness(self.ids, self.subject.dataset.labels[self.ids], rows)
+            self._known = Robustness(self.ids, self.subject.dataset.labels[self.ids], rows, self.rejected)
         return self._known
 
     @property
@@ -362,6 +368,7 @@ class _Evaluation:
     def verdict(self) -> dict[str, Any]:
         """What ``verdict.json`` holds."""
         from analysis.robustness import bound
+        from analysis.statistics import Rate
 
         known, judgement = self.known, self._judgement()
         certifying = any(stage.certifies and stage.name in known.tallies for stage in self.stages)
@@ -373,6 +380,7 @@ class _Evaluation:
             "robust_accuracy": {"bound": "upper"} | bound(known.at_most),
             "certified_accuracy": {"bound": "lower"} | bound(known.at_least) if certifying else None,
             "clean_accuracy": bound(known.clean),
+            "clean_rejected": None if self.rejected is None else bound(Rate(int(self.rejected.sum()), len(self.ids))),
             "images": {
                 "count": len(self.ids),
                 "only_correct": self.images.correct,
@@ -410,6 +418,11 @@ class _Evaluation:
         more = []
         if self.images.correct:
             more.append("only correctly classified images were taken: robust accuracy is a share of these")
+        if self.rejected is not None:
+            more.append(
+                f"{int(self.rejected.sum())} of {len(self.ids)} clean images are rejected by the model itself and "
+                "count as misclassified; an attack must fool it without being rejected"
+            )
         if known.failed:
             more.append(
                 f"a search failed on {known.failed} images, which count as not broken unless another attack broke them"

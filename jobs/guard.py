@@ -3,6 +3,7 @@
 What is finished is kept in files and never computed again.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -373,8 +374,12 @@ def score(
 
     from workers.detectors.scoring import BATCH, fresh_noise, score_images
 
-    if kept.exists() and np.array_equal((found := pq.read_table(kept))["image_id"].to_numpy(), ids):
-        return found
+    of = {b"images": hashlib.sha256(images.tobytes()).hexdigest().encode()}
+    if kept.exists():
+        found = pq.read_table(kept)
+        same = (found.schema.metadata or {}).get(b"images") == of[b"images"]
+        if same and np.array_equal(found["image_id"].to_numpy(), ids):
+            return found
     noise = fresh_noise(detector, ids, seed=seed, purpose=f"{named.text} {purpose or kept.stem}")
     with progress(len(images), f"{named.text}: scoring {kept.stem}") as bar:
         try:
@@ -388,7 +393,7 @@ def score(
             f"{named.text}: gives the same images other scores at a second call, in another order; each image is to be "
             "judged by itself, and a random detector says in its attribute noise what draws it wants, and is given them"
         )
-    table = pa.table({"image_id": ids, "score": scored.scores, "prediction": scored.predictions})
+    table = pa.table({"image_id": ids, "score": scored.scores, "prediction": scored.predictions}, metadata=of)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_part(table, Place.of(kept))
     return table

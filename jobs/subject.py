@@ -81,6 +81,23 @@ class Subject:
         """bool ``[N]``: which images the model classifies as labelled."""
         return self.extremes[0] == self.dataset.labels
 
+    def rejected(self, ids: np.ndarray) -> np.ndarray | None:
+        """bool ``[n]``, which clean images the model itself rejects; None for one that never does."""
+        import torch
+
+        from workers.detectors.guarded import Guarded, Judged
+        from workers.evaluation.dense import DenseEvaluator
+
+        if not isinstance(self.model, Guarded):
+            return None
+        evaluator, found = DenseEvaluator(Judged(self.model)), [np.zeros(0, dtype=bool)]
+        with progress(len(ids), "clean images that are rejected") as bar:
+            for start in range(0, len(ids), 256):
+                part = torch.tensor(self.dataset.images[ids[start : start + 256]])
+                found.append((evaluator.logits(part)[:, -1] > 0).numpy())
+                bar.advance(len(part))
+        return np.concatenate(found)
+
     def warn_near_chance(self, accuracy: float) -> None:
         """Says so when a clean accuracy in [0, 1] is near chance."""
         if accuracy < NEAR_CHANCE / self.classes:

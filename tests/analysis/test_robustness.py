@@ -1,5 +1,7 @@
 """What is known of each image after several attacks, and the verdict."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -50,6 +52,16 @@ def test_without_rows_everything_is_possible() -> None:
     assert nothing.clean == Rate(0, 0)
     assert nothing.left().tolist() == IDS.tolist()
     assert nothing.to_table()["clean_prediction"].null_count == 6
+
+
+def test_a_clean_image_that_is_rejected_is_neither_robust_nor_certified() -> None:
+    rejected = np.isin(IDS, (7, 1, 8))  # broken, certified and exhausted else
+    found = Robustness(IDS, np.full(len(IDS), 3), [replace(FIRST, certifies=True)], rejected)
+    plain = known(replace(FIRST, certifies=True))
+    assert (plain.at_most, plain.at_least, plain.clean) == (Rate(4, 6), Rate(1, 6), Rate(4, 5))
+    assert (found.at_most, found.at_least, found.clean) == (Rate(2, 6), Rate(0, 6), Rate(1, 5))
+    assert found.left().tolist() == [2, 4]
+    assert found.left(broken_too=True).tolist() == [2, 4]
 
 
 def test_an_image_is_broken_by_the_first_that_breaks_it() -> None:

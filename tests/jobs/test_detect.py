@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from cluster.store import RunFolder
-from jobs.guard import Named, split_images
+from jobs.detect import verdict_of
+from jobs.guard import Named, score, split_images
 from jobs.main import main
 from workers.detectors.guarded import Guarded
 from workers.errors import WrongInput
@@ -99,7 +100,7 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
     checks = [check["name"] for check in found["checks"]]
     assert checks == [
         *("gradients present", "steps suffice", "monotone in the budget", "unbounded search succeeds"),
-        *("adaptive attack unbeaten", "false alarms at 5%"),
+        *("adaptive attack unbeaten", "false alarms at 5%", "false alarms at 1%"),
     ]
     assert found["verdict"] == "broken"
     assert "fooled and not flagged by the worst of 17 attacks" in found["reasons"][0]
@@ -218,6 +219,47 @@ def test_a_killed_one_goes_on(model: Path, judged: Path, tmp_path: Path) -> None
     assert found["cells"] == [cell for cell in whole_one["cells"] if cell["kind"] != "transfer"]
     for part in ("thresholds", "shifts", "seed", "auroc"):
         assert found[part] == whole_one[part]
+
+
+def test_scores_are_of_the_images_that_are_asked(judged: Path, model: Path, tmp_path: Path) -> None:
+    subject = read_model(str(model)).build()
+    named, images, ids = Named.of("max-softmax"), load_data("digits", "test").images[:20], np.arange(20)
+    detector, kept = named.recipe.build(subject, images.shape[1:]), tmp_path / "scores.parquet"
+    first = score(named, detector, images, ids, kept, 0)
+    written = kept.stat().st_mtime_ns
+    assert score(named, detector, images, ids, kept, 0).equals(first)
+    assert kept.stat().st_mtime_ns == written
+    assert not score(named, detector, images[::-1].copy(), ids, kept, 0).equals(first)
+
+
+def test_what_is_not_judged_is_said(judged: Path) -> None:
+    whole = json.loads((judged / "verdict.json").read_text())
+    assert whole["verdict"] == "broken"
+    assert verdict_of([], ["a", "b"])["verdict"] == "untested"
+    assert verdict_of([], ["a", "b"])["reasons"] == ["a: not judged", "b: not judged"]
+
+
+def test_a_model_that_rejects_images_itself_is_refused(
+    judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(judged / "vae-kl-epochs-3/guarded", tmp_path / "out", "random")) == 2
+    assert "rejects images itself" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_counts_rejected_images_as_wrong(judged: Path, tmp_path: Path) -> None:
+    guarded = judged / "vae-kl-epochs-3/guarded"
+    flags = ["--model", str(guarded), "--data", "digits", "--epsilon", "0.1", "--limit", "40", "--max-queries", "40"]
+    assert main(["evaluate", *flags, "--out", str(tmp_path / "out")]) == 0
+    found, test = json.loads((tmp_path / "out/verdict.json").read_text()), load_data("digits", "test")
+    built, images = read_model(str(guarded)).build(), torch.tensor(test.images[:40]).float() / 255
+    assert isinstance(built, Guarded)
+    rejected = built.excess(images).numpy() > 0
+    right = built(images).argmax(dim=1).numpy() == test.labels[:40]
+    assert rejected.any()
+    assert found["clean_rejected"]["images"] == rejected.sum()
+    assert found["robust_accuracy"]["images"] <= (right & ~rejected).sum()
+    assert found["clean_accuracy"]["images"] == (right & ~rejected).sum()
 
 
 def test_a_careless_random_detector_is_refused(

@@ -25,6 +25,10 @@ LARGEST_WEIGHT = 1000.0
 WEIGHT_STEP = 1.1
 """What a weight is multiplied or divided by in a step."""
 
+LEAST_EASE = 0.01
+HALF_WAY = (1 + LEAST_EASE) / 2
+"""What `ease` is after half of the steps."""
+
 SPARE_MARGIN, SPARE_EXCESS = 0.1, 0.05
 """What the penalty form wants beyond the goal, for rounding: in logits, and in the spread of clean scores."""
 
@@ -44,14 +48,16 @@ class Adaptive(Attack):
     ``matching`` (Sabour et al., 2016; on logits): towards the logits of the nearest clean image of another class (of
     the target class) that is not flagged, beside the joint form's −λh.
     ``penalty`` (Carlini & Wagner, 2017, "MagNet and Efficient Defenses Against Adversarial Attacks are Not Robust",
-    section 4): Adam on ‖δ‖² + λ₁·max(0, margin) + λ₂·max(0, excess). Instead of by bisection over runs, each weight
-    grows by a tenth in a step whose image breaks its condition and shrinks by as much in one that meets it. Adam
-    scales each pixel by itself, which a score that few pixels dominate needs: on MagNet it ends fooled and not flagged
-    on 60 of 60 digits where the other forms, of ten times as many steps, do on 38.
+    section 4): Adam on ‖δ‖² + λ₁·max(0, margin + m) + λ₂·max(0, excess + e), m and e being spare for rounding. Instead
+    of by bisection over runs, each weight grows by a tenth in a step whose image breaks its condition and shrinks by as
+    much in one that meets it. Adam scales each pixel by itself, which a score that few pixels dominate needs: on MagNet
+    it ends fooled and not flagged on 100 of 100 digits, where the best other form does on 59 and on no more with twice
+    the steps.
 
     On a model without a detector all forms but ``matching`` and ``penalty`` are decoupled direction and norm. Every
-    iterate is rounded and judged. A score that no step has a gradient of cannot be moved: the change is then as small
-    as fools. An image that is fooled but always flagged keeps its least flagged iterate, the smallest of equals.
+    iterate is rounded and judged. A score that half of the steps have found no gradient of, and no lower value, cannot
+    be moved: the change then becomes as small as fools. An image that is fooled but always flagged keeps its least
+    flagged iterate, the smallest of equals.
     """
 
     NAME: ClassVar[str] = "adaptive"
@@ -79,6 +85,8 @@ class Adaptive(Attack):
     def _of_one_norm(self) -> Self:
         if self.form == "penalty" and self.norm != "l2":
             raise WrongInput(f"--form: penalty makes the l2 norm small, not {self.norm}")
+        if self.norm == "linf" and self.epsilon is not None and self.epsilon > 1:
+            raise WrongInput(f"--epsilon: at most 1 with linf, got {self.epsilon}")
         return self
 
     @property
@@ -128,7 +136,8 @@ class Adaptive(Attack):
             batch.adversarial = images.where(kept.view(-1, 1, 1, 1), batch.adversarial)
             if taken == self.steps:
                 break
-            path.step(state, size, 0.01 + 0.99 * (1 + math.cos(math.pi * taken / self.steps)) / 2)
+            ease = LEAST_EASE + (1 - LEAST_EASE) * (1 + math.cos(math.pi * taken / self.steps)) / 2
+            path.step(state, size, ease)
             batch.generations[batch.all_rows] += 1
 
     def _judged(self, batch: "Batch", images: "Tensor", guide: "Tensor | None", *, gradients: bool) -> "_State":
@@ -218,25 +227,35 @@ class _Length:
             self.farthest.clamp_(max=attack.ball.radius)
         first = 255 * attack.start * (1 if attack.norm == "l2" else 0.1)
         self.length = torch.full_like(self.farthest, first).minimum(self.farthest)
-        self.weight, self.shortest = torch.ones_like(self.farthest), torch.full_like(self.farthest, torch.inf)
-        self.movable = torch.zeros_like(self.farthest, dtype=torch.bool)
+        self.weight = torch.ones_like(self.farthest)
+        self.smallest, self.smallest_fooled = torch.full((2, len(clean)), torch.inf, device=clean.device)
+        self.movable, self.seen = (
+            torch.zeros_like(self.farthest, dtype=torch.bool),
+            torch.full_like(self.weight, torch.nan),
+        )
 
     def step(self, state: _State, size: "Tensor", ease: float) -> None:
         import torch
 
-        self.shortest[~self.movable & state.away.flatten(1).any(dim=1)] = torch.inf
-        self.movable |= state.away.flatten(1).any(dim=1)
+        flagged, reached = state.excess > 0, state.reached
+        self.smallest = size.where(reached & (size < self.smallest), self.smallest)
+        self.smallest_fooled = size.where(state.fooled & (size < self.smallest_fooled), self.smallest_fooled)
+        self.movable |= state.away.flatten(1).any(dim=1) | reached | (state.fooled & (state.excess < self.seen))
+        self.seen = torch.fmax(self.seen, state.excess.where(state.fooled, torch.nan))
         direction = self._direction(state)
-        flagged = state.excess > 0
         self.weight *= torch.where(state.fooled & flagged, WEIGHT_STEP, 1.0)
         self.weight /= torch.where(~state.fooled & ~flagged, WEIGHT_STEP, 1.0)
         self.weight.clamp_(1 / LARGEST_WEIGHT, LARGEST_WEIGHT)
-        enough = state.fooled & ~(flagged & self.movable)
-        self.shortest = size.where(enough & (size < self.shortest), self.shortest)
-        share = self.attack.gamma * ease**0.5
+        hopeless = ~self.movable & (ease < HALF_WAY)
+        # for these the other half of the steps is a search of its own, twice as fast
+        again = 1 - (2 * (ease - LEAST_EASE) / (1 - LEAST_EASE) - 1) ** 2
+        pace = torch.where(hopeless, again, ease)
+        share = self.attack.gamma * pace**0.5 * torch.where(hopeless, 2, 1)
+        enough = state.fooled & (~flagged | hopeless)
         self.length = self.length * torch.where(enough, 1 - share, 1 + share)
-        self.length = self.length.minimum(self.farthest).minimum(self.shortest)  # longer is of no use
-        self.change = self._moved(direction, ease).add_(self.clean).clamp_(0, 255).sub_(self.clean)
+        longest = self.smallest_fooled.where(hopeless, self.smallest)  # longer is of no use
+        self.length = self.length.minimum(self.farthest).minimum(longest)
+        self.change = self._moved(direction, pace).add_(self.clean).clamp_(0, 255).sub_(self.clean)
 
     def _direction(self, state: _State) -> "Tensor":
         """Where each image goes, ``[B, C, H, W]``."""
@@ -251,9 +270,9 @@ class _Length:
             towards, away = towards - along * away, away - along * towards
         return torch.where(fooled, torch.where(flagged, away, 0.0), towards)
 
-    def _moved(self, direction: "Tensor", ease: float) -> "Tensor":
+    def _moved(self, direction: "Tensor", pace: "Tensor") -> "Tensor":
         """The change after a step, brought to its length."""
-        size = self.length.view(-1, 1, 1, 1)
+        size, ease = self.length.view(-1, 1, 1, 1), pace.view(-1, 1, 1, 1)
         if self.attack.norm == "l2":
             moved = self.change + unit(direction) * (ease * size)
             return moved * (size / lengths(moved).clamp(min=1e-6).view(-1, 1, 1, 1))

@@ -89,7 +89,7 @@ def read_model(
         if path.is_dir():
             architecture, state = _read_folder(path)
             if mean and architecture.get("name") in ("guarded", "null"):
-                raise WrongInput("--mean and --std: a guarded classifier has its own normalisation")
+                raise WrongInput("--mean and --std: a model that rejects images is used as it was made, without")
         elif path.suffix in _FILES:
             architecture, state = {"program": "torch.export"}, _read_program(path)
         elif ":" in reference:

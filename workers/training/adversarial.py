@@ -22,7 +22,7 @@ class AdversarialTraining(Defense):
     """A training on images that are moved within the L∞ ball of radius ε, pixels in [0, 1], to raise a loss.
 
     ε and every step grow together from 0 to their full size in the first epochs: at ε = 0.3 a small network that meets
-    the full ball from the first step on stays at a constant answer for many epochs.
+    the full ball from the first step on stays at a constant answer for its first epoch or longer.
     """
 
     epsilon: float = Field(0.3, gt=0, le=1, description="ε, the L∞ radius on pixels in [0, 1].")

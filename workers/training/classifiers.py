@@ -77,8 +77,10 @@ def stages(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, defen
     Raises:
         WrongInput: when the data does not fit together, or one of the folders holds a different training.
     """
-    same_training(folder, _card(training, test, recipe, defense), recipe.epochs, _parts(defense))
+    card = same_training(folder, _card(training, test, recipe, defense), recipe.epochs, _parts(defense))
     found = [Stage("model", recipe, defense, folder)]
+    if len(card["epochs"]) == recipe.epochs:
+        return found  # what it stands on is not needed any more
     if (earlier := defense.earlier) is not None:
         below = replace(recipe, epochs=earlier.epochs)
         before = stages(training, test, below, folder / earlier.folder, earlier.defense)

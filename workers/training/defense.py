@@ -28,6 +28,8 @@ adds nothing to the gradients of the model's parameters.
 class Earlier:
     """A training that another one stands on.
 
+    It has the same seed: the same initial weights where the architecture is the same, and the images in one order.
+
     Attributes:
         folder: its name below the other's, which is also what it is called.
         defense: what it is trained by.

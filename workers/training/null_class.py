@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from workers.errors import WrongInput
 from workers.training.defense import Defense, Earlier, Objective
 from workers.training.plain import Plain
 
@@ -103,16 +104,24 @@ class NullClass(Defense):
         """p(NULL) at `SIZES` sizes from 0 to ε, float ``[SIZES]``, not falling: errors of the first classifier.
 
         Of training images that it classifies right, so that p(NULL) of an unperturbed one is 0.
+
+        Raises:
+            WrongInput: when it classifies none right.
         """
+        import numpy as np
         import torch
         from torch.nn.functional import cross_entropy
 
         from workers.training.ascent import ascend
 
-        images = torch.tensor(training.images[:COUNTED]).float().div(255)
-        labels = torch.tensor(training.labels[:COUNTED])
+        # drawn: images are often sorted by class; the same ones at every start
+        drawn = np.random.default_rng(0).permutation(len(training))[:COUNTED]
+        images = torch.tensor(training.images[drawn]).float().div(255)
+        labels = torch.tensor(training.labels[drawn])
         with torch.no_grad():
             right = earlier(images).argmax(dim=1) == labels
+        if not right.any():
+            raise WrongInput(f"--initial-epochs: the first classifier has none of {len(drawn)} training images right")
         images, labels = images[right], labels[right]
         rates = torch.zeros(SIZES)
         for number in range(1, SIZES):

@@ -20,8 +20,9 @@ class Synthesis(Defense):
 
     Schott, Rauber, Bethge & Brendel (2019), "Towards the first adversarially robust neural network model on MNIST",
     section 3: a variational autoencoder for each class, trained on that class's images by the evidence lower bound; the
-    logit of a class is a lower bound of log p(x|class), its code found by an optimisation at every image (Eq. 6). Small
-    form: fully connected autoencoders of one hidden layer, 100 fixed codes and 10 steps to start and refine the search
+    paper's logit of a class is a lower bound of log p(x|class), its code found by an optimisation at every image (Eq.
+    6); here it is the largest log p(x|z) + log p(z) that is found, less constants: a joint score, no bound. Small form:
+    fully connected autoencoders of one hidden layer, 100 fixed codes and 10 steps to start and refine the search
     (the paper: convolutional ones, 8,000 codes and 50 steps), and no learned weights of the classes. The search hides
     gradients: an attack without gradients, or one that decides by transfer, must stand beside those with.
     """
