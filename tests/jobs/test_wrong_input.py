@@ -22,7 +22,9 @@ from workers.models.cnn import CNN
 from workers.training.defenses import DEFENSES
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ["data", "train", "attack", "evaluate", "verify", "status", "report", "compact", "run"]
+COMMANDS = [
+    *("data", "train", "attack", "evaluate", "detect", "transfer", "verify", "status", "report", "compact", "run"),
+]
 ATTACKS = ["fgsm", "ifgsm", "jsma", "de"]
 
 MODELS = """
@@ -49,6 +51,7 @@ def not_a_number(): return Fixed(lambda images: torch.full((len(images), 10), fl
 def infinite(): return Fixed(lambda images: torch.full((len(images), 10), float("inf")))
 def whole_numbers(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.int64))
 def five_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+def wrong(): return Fixed(lambda images: torch.eye(11)[10].expand(len(images), 11))
 def for_mnist(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 number = 3
 """
@@ -178,6 +181,7 @@ ON = "--data good.npz --out out"
 TRAIN = "train --data digits --out out"
 RUN = "run --data digits --out out --epochs 1"
 DETECT = "detect --model model --data good.npz --training-data good.npz --out out"
+TRANSFER = "transfer --data good.npz --out out"
 EVALUATE = "evaluate --model model --data good.npz --out out"
 LONG = "x" * 300
 
@@ -402,6 +406,48 @@ CASES = {
     "detect random --model model --data good.npz --out out --networks s3://bucket/folder": "--networks s3://bucket",
     "detect random --model model --data good.npz --out out --networks a-file": "--networks a-file",
     "detect random --model model --data digits --out out --foreign mnisst": "--foreign mnisst",
+    # transfer
+    "transfer --data good.npz --out out": "--models",
+    "transfer --models model,unfit --out out": "--data",
+    "transfer --models model,unfit --data good.npz": "--out",
+    f"{TRANSFER} --models model": "expected two at least, or one and --surrogates, got 1",
+    f"{TRANSFER} --models ,": "expected two at least",
+    f"{TRANSFER} --models , --surrogates substitute": "expected two at least",
+    f"{TRANSFER} --models model,model": "--models: the same one is named twice",
+    f"{TRANSFER} --models model,absent": "absent: neither a model folder",
+    f"{TRANSFER} --models model,unfit": "--models: unfit: the model knows 9 classes",
+    f"{TRANSFER} --models model,pickled": "safetensors",
+    f"{TRANSFER} --models model,wrong_input_models:for_mnist": "the model fails on images of 1×8×8",
+    f"{TRANSFER} --models model,wrong_input_models:not_a_number": "finite",
+    f"{TRANSFER} --models model --surrogates seeds": "unknown surrogate seeds",
+    f"{TRANSFER} --models model --surrogates substitute,substitute": "--surrogates: the same one is named twice",
+    f"{TRANSFER} --models model --surrogates seed": "give --training-data",
+    f"{TRANSFER} --models model --surrogates seed --training-data absent.npz": "--training-data",
+    f"{TRANSFER} --models model --surrogates seed --training-data small.npz": "--training-data: images are",
+    f"{TRANSFER} --models model --surrogates seed --training-data good.npz": "must not be trained on that",
+    f"{TRANSFER} --models model --surrogates substitute --networks a-file": "--networks a-file",
+    f"{TRANSFER} --models model --surrogates substitute --surrogate-epochs 0": "--surrogate-epochs",
+    f"{TRANSFER} --models model,wrong_input_models:five_classes": "the model knows 5 classes",
+    f"{TRANSFER} --models model --surrogates substitute --mean 0.5": "--mean and --std",
+    f"{TRANSFER} --models model --surrogates substitute --mean 0.5,0.5 --std 1,1": "--mean: images have 1 channels",
+    f"{TRANSFER} --models model --surrogates substitute --norm l2": "--epsilon: must be given with --norm l2",
+    f"{TRANSFER} --models model --surrogates substitute --norm l0": "--norm",
+    f"{TRANSFER} --models model --surrogates substitute --epsilon 0": "--epsilon",
+    f"{TRANSFER} --models model --surrogates substitute --epsilon 0.003": "--epsilon",
+    f"{TRANSFER} --models model --surrogates substitute --epsilon 1.1": "--epsilon",
+    f"{TRANSFER} --models model --surrogates substitute --epsilon nan": "--epsilon",
+    f"{TRANSFER} --models model --surrogates substitute --limit 0": "--limit",
+    f"{TRANSFER} --models model --surrogates substitute --steps 0": "--steps",
+    f"{TRANSFER} --models model --surrogates substitute --tolerance 0": "--tolerance",
+    f"{TRANSFER} --models model --surrogates substitute --require broken": "--require",
+    f"{TRANSFER} --models model --surrogates substitute --seed -1": "--seed",
+    f"{TRANSFER} --models model --surrogates substitute --split test": "--split",
+    f"{TRANSFER} --models model --surrogates substitute --workers 1000": "--workers 1000",
+    f"{TRANSFER} --models model,wrong_input_models:wrong --workers 1": "none of 20 is classified right by all models",
+    "transfer --models model --surrogates substitute --data good.npz --out a-file": "--out a-file",
+    "transfer --models model --surrogates substitute --data good.npz --out foreign": "not a transfer's folder",
+    "transfer --models model --surrogates substitute --data good.npz --out run": "not a transfer's folder",
+    "transfer --models model --surrogates substitute --data good.npz --out s3://b/x": "expected a folder on a disk",
     # YAML
     "attack absent.yaml --out out": "absent.yaml",
     "attack folder.yaml --out out": "folder.yaml",

@@ -20,6 +20,8 @@ from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
+from workers.models.kernel import KernelMachine
+from workers.models.mlp import MLP
 from workers.models.rbf import RBFNetwork
 from workers.models.synthesis import SynthesisClassifier
 
@@ -256,7 +258,11 @@ def construct(architecture: Mapping[str, Any]) -> nn.Module:
         return RBFNetwork(**sizes)
     if name == "synthesis":
         return SynthesisClassifier(**sizes)
-    raise WrongInput(f"unknown architecture {name}: expected cnn, null, rbf or synthesis")
+    if name == "mlp":
+        return MLP(**sizes)
+    if name == "kernel":
+        return KernelMachine(**sizes)
+    raise WrongInput(f"unknown architecture {name}: expected cnn, kernel, mlp, null, rbf or synthesis")
 
 
 def user_function(reference: str) -> Any:

@@ -1,0 +1,43 @@
+"""What a model says to who sees nothing of it but its answer."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from workers.detectors.guarded import Guarded, Judged
+from workers.evaluation.dense import DenseEvaluator
+
+__all__ = ["REJECTED", "answers"]
+
+REJECTED = -1
+"""The answer of a guarded classifier to an image that it flags, and of a model with a NULL class to what it rejects."""
+
+CHUNK = 1024
+
+
+def answers(
+    model: nn.Module, images: np.ndarray, on_images: Callable[[int], object] = lambda count: None
+) -> np.ndarray:
+    """The class that a model gives each image.
+
+    Args:
+        model: in ``eval()`` mode.
+        images: uint8 ``[n, C, H, W]``.
+        on_images: called with the number of images just answered.
+
+    Returns:
+        int64 ``[n]``; `REJECTED` where the model rejects.
+    """
+    guarded = isinstance(model, Guarded)
+    evaluator = DenseEvaluator(Judged(model) if isinstance(model, Guarded) else model)
+    found = [np.empty(0, dtype=np.int64)]
+    for start in range(0, len(images), CHUNK):
+        logits = evaluator.logits(torch.tensor(images[start : start + CHUNK], device=evaluator.device)).cpu()
+        classes = (logits[:, :-1] if guarded else logits).argmax(dim=1).numpy()
+        if guarded:
+            classes = np.where(logits[:, -1].numpy() > 0, REJECTED, classes)
+        found.append(classes)
+        on_images(len(classes))
+    return np.concatenate(found)
