@@ -350,6 +350,8 @@ class _Transfer:
         self.ids = self.rest[self.right[self.rest]][: self.question.limit]
         if not len(self.ids):
             raise WrongInput(f"no image is left to attack: none of {len(self.rest)} is classified right by all models")
+        for name, subject in self.sources.items():
+            subject.warn_near_chance(float((self._clean[name] == self.dataset.labels).mean()))
         say(
             f"{int(self.right[self.rest].sum())} of {len(self.rest)} images are classified right by all "
             f"{len(self.sources)} models, {len(self.ids)} of them are attacked"
@@ -470,8 +472,6 @@ class _Transfer:
             with progress(len(missing) * len(self.dataset), "clean predictions") as bar:
                 for name in missing:
                     self._clean[name] = answers(subjects[name].model, self.dataset.images, bar.advance)
-                    accuracy = float((self._clean[name] == self.dataset.labels).mean())
-                    subjects[name].warn_near_chance(accuracy)
         if self.folder.exists and (missing or not (self.folder.path / CLEAN).exists()):
             self._write_clean()
         return np.logical_and.reduce([self._clean[name] == self.dataset.labels for name in subjects])
