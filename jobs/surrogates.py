@@ -49,6 +49,7 @@ class Workshop:
         test: images of the same shape, to measure them on.
         first: uint8 ``[n, C, H, W]``, what substitutes begin with.
         epochs: of each network.
+        queries: that a substitute may make; as many as it begins with at least.
         folder: of all model folders; each is named by what it is made from.
     """
 
@@ -56,6 +57,7 @@ class Workshop:
     test: Dataset
     first: np.ndarray
     epochs: int
+    queries: int
     folder: Path
 
     def make(self, kind: str, victims: Mapping[str, ModelRecipe]) -> list[Made]:
@@ -99,7 +101,8 @@ class Workshop:
         return Made("kernel", "logistic regression on an RBF kernel, no network", place)
 
     def _substitute(self, name: str, victim: ModelRecipe) -> Made:
-        how, model = Substitute(seed=SEED), victim.build()
+        doublings = (self.queries // len(self.first)).bit_length() - 1
+        how, model = Substitute(rounds=doublings, seed=SEED), victim.build()
         first = hashlib.sha256(self.first.tobytes()).hexdigest()
         place = self._place("substitute", how.model_dump_json(), victim.content_hash, first)
         run = partial(

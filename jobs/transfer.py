@@ -96,6 +96,7 @@ class Question(BaseModel):
     limit: int = Field(200, ge=1, description="Attacked images: test images that all models classify right, at random.")
     steps: int = Field(40, ge=1, le=100_000, description="Steps of the searches within the ball.")
     surrogate_epochs: int = Field(5, ge=1, le=10_000, description="Passes over the training images of a surrogate.")
+    queries: int = Field(9600, ge=10, le=10**7, description="Images, at most, that a substitute asks its victim about.")
     tolerance: float = Field(
         0.1, gt=0, lt=1, description="Largest acceptable share of images that fool a model and were made on others."
     )
@@ -307,7 +308,7 @@ class _Transfer:
 
     def __post_init__(self) -> None:
         order = np.random.default_rng(self.question.seed).permutation(len(self.dataset))
-        held = min(FIRST, len(order) // 4) if "substitute" in self.kinds else 0
+        held = min(FIRST, len(order) // 4, self.question.queries) if "substitute" in self.kinds else 0
         self.first, self.rest = order[:held], order[held:]
         self.sources, self.made = dict(self.victims), list["Made"]()
         self._clean: dict[str, np.ndarray] = {}
@@ -337,6 +338,7 @@ class _Transfer:
                 self.dataset,
                 self.dataset.images[self.first],
                 self.question.surrogate_epochs,
+                self.question.queries,
                 self.networks,
             )
             recipes = {name: subject.recipe for name, subject in self.victims.items()}

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("kept_ray")
 def command(models: list[Path], out: Path, *flags: str) -> list[str]:
     return [
         *("transfer", "--models", ",".join(map(str, models)), "--data", "digits", "--limit", str(LIMIT)),
-        *("--steps", "5", "--surrogate-epochs", "3", "--out", str(out), *flags),
+        *("--steps", "5", "--surrogate-epochs", "3", "--queries", "400", "--out", str(out), *flags),
     ]
 
 
@@ -138,7 +138,7 @@ def test_substitutes_know_answers_alone(done: Path, models: list[Path]) -> None:
     for victim in ("plain", "other"):
         folder = model_of(f"substitute-{victim}", models, done)
         asked = load_file(next(folder.glob("*.queries")))
-        assert made[f"substitute-{victim}"]["queries"] == len(asked["images"]) == 90 * 2**6
+        assert made[f"substitute-{victim}"]["queries"] == len(asked["images"]) == 90 * 2**2
         model = read_model(str(model_of(victim, models, done))).build()
         assert predictions(model, asked["images"][:200]) == asked["answers"][:200].tolist()
         assert not attacked & {places[image.tobytes()] for image in asked["images"][:90]}
@@ -148,7 +148,7 @@ def test_substitutes_know_answers_alone(done: Path, models: list[Path]) -> None:
         found = predictions(read_model(str(model_of(name, models, done))).build(), data.images)
         assert one["clean_accuracy"]["images"] == int((np.array(found) == data.labels).sum())
         assert (one["queries"] > 0) == name.startswith("substitute")
-        assert one["clean_accuracy"]["value"] > 0.6
+        assert one["clean_accuracy"]["value"] > 0.5
 
 
 def test_half_is_trained_on_half(done: Path, models: list[Path]) -> None:
@@ -229,7 +229,7 @@ def test_a_killed_one_goes_on(done: Path, models: list[Path], tmp_path: Path) ->
     out, environment = tmp_path / "out", os.environ | {"PYTHONPATH": str(ROOT)}
     whole = command(models, out, "--surrogates", SURROGATES)
     waits = [
-        lambda: any((out / "surrogates").glob("substitute-*/epoch-003.safetensors")),
+        lambda: any((out / "surrogates").glob("substitute-*/epoch-002.safetensors")),
         lambda: any((out / "runs/other").glob("*/parts/*.parquet")),
     ]
     for there in waits:

@@ -438,6 +438,7 @@ CASES = {
     f"{TRANSFER} --models model --surrogates substitute --epsilon nan": "--epsilon",
     f"{TRANSFER} --models model --surrogates substitute --limit 0": "--limit",
     f"{TRANSFER} --models model --surrogates substitute --steps 0": "--steps",
+    f"{TRANSFER} --models model --surrogates substitute --queries 9": "--queries",
     f"{TRANSFER} --models model --surrogates substitute --tolerance 0": "--tolerance",
     f"{TRANSFER} --models model --surrogates substitute --require broken": "--require",
     f"{TRANSFER} --models model --surrogates substitute --seed -1": "--seed",

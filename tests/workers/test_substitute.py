@@ -10,6 +10,7 @@ from workers.errors import WrongInput
 from workers.evaluation.answers import REJECTED, answers
 from workers.models.kernel import KernelMachine
 from workers.models.loading import construct, read_model
+from workers.models.null import NullCNN, rejecting
 from workers.sources import load_data
 from workers.training.kernel import Kernel, fit_kernel
 from workers.training.substitute import Round, Substitute, train_substitute
@@ -129,3 +130,19 @@ def test_two_classes(tmp_path: Path) -> None:
 def test_the_perceptron_takes_any_shape() -> None:
     model = construct({"name": "mlp", "channels": 3, "height": 5, "width": 4, "classes": 7, "hidden": 6})
     assert model(torch.zeros(2, 3, 5, 4)).shape == (2, 7)
+
+
+def test_what_is_rejected_has_no_class() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        network = NullCNN(1, 8, 8, 3).eval()
+    with torch.no_grad():
+        logits = network(torch.tensor(TEST.images).float().div(255))
+        network.linear.bias[-1] -= (logits[:, -1] - logits[:, :-1].amax(dim=1)).median()  # NULL for every second image
+        classes = network(torch.tensor(TEST.images).float().div(255)).argmax(dim=1).numpy()
+    counted: list[int] = []
+    found = answers(rejecting(network), TEST.images, counted.append)
+    assert found.tolist() == [REJECTED if one == 3 else one for one in classes.tolist()]
+    assert 0.4 < (found == REJECTED).mean() < 0.6
+    assert sum(counted) == len(TEST)
+    assert answers(rejecting(network), TEST.images[:0]).shape == (0,)

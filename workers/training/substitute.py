@@ -39,7 +39,7 @@ class Substitute(Parameters):
 
     NAME: ClassVar[str] = "substitute"
 
-    rounds: int = Field(6, ge=0, le=12, description="Times that the images are doubled.")
+    rounds: int = Field(6, ge=0, le=20, description="Times that the images are doubled.")
     epochs: int = Field(10, ge=1, le=1000, description="Passes over the images after each doubling.")
     reach: float = Field(0.1, ge=1 / 255, le=1, description="λ, for pixels in [0, 1].")
     batch_size: int = Field(64, ge=1, description="Images a step.")
