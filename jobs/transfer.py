@@ -309,6 +309,8 @@ class _Transfer:
     def __post_init__(self) -> None:
         order = np.random.default_rng(self.question.seed).permutation(len(self.dataset))
         held = min(FIRST, len(order) // 4, self.question.queries) if "substitute" in self.kinds else 0
+        if "substitute" in self.kinds and not held:
+            raise WrongInput(f"--surrogates: substitute begins with a quarter of the images, got {len(order)} images")
         self.first, self.rest = order[:held], order[held:]
         self.sources, self.made = dict(self.victims), list["Made"]()
         self._clean: dict[str, np.ndarray] = {}

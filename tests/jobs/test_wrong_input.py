@@ -105,6 +105,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Path("wrong_input_syntax.py").write_text("def f(:\n")
         np.savez("good.npz", images=images, labels=labels)
         np.savez("float.npz", images=images / 255, labels=labels)
+        np.savez("three.npz", images=images[:3], labels=labels[:3])
         np.savez("small.npz", images=images[:, :6, :6], labels=labels)
         np.savez("colour.npz", images=np.stack([images] * 3, axis=1), labels=labels)
         np.savez("eleven.npz", images=images, labels=labels + 1)
@@ -445,6 +446,7 @@ CASES = {
     f"{TRANSFER} --models model --surrogates substitute --split test": "--split",
     f"{TRANSFER} --models model --surrogates substitute --workers 1000": "--workers 1000",
     f"{TRANSFER} --models model,wrong_input_models:wrong --workers 1": "none of 20 is classified right by all models",
+    "transfer --models model --surrogates substitute --data three.npz --out out": "begins with a quarter of the images",
     "transfer --models model --surrogates substitute --data good.npz --out a-file": "--out a-file",
     "transfer --models model --surrogates substitute --data good.npz --out foreign": "not a transfer's folder",
     "transfer --models model --surrogates substitute --data good.npz --out run": "not a transfer's folder",
