@@ -463,6 +463,7 @@ class _Transfer:
                 **{f"of {name}": answers(model, images) for name, model in self._asked(source).items()},
             }
         )
+        kept.parent.mkdir(parents=True, exist_ok=True)
         write_part(table, Place.of(kept))
         return table
 
