@@ -116,7 +116,7 @@ class Workshop:
         )
         rounds, queries = how.rounds + 1, 0
         try:
-            for done, _ in followed(run, rounds, how.steps(len(self.first)) // rounds, f"the substitute of {name}"):
+            for done, _ in followed(run, rounds, -(-how.steps(len(self.first)) // rounds), f"the substitute of {name}"):
                 queries = done.queries
         except KeyboardInterrupt:
             raise Interrupted(
