@@ -51,6 +51,7 @@ def not_a_number(): return Fixed(lambda images: torch.full((len(images), 10), fl
 def infinite(): return Fixed(lambda images: torch.full((len(images), 10), float("inf")))
 def whole_numbers(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.int64))
 def five_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+def naught(): return Fixed(lambda images: torch.eye(10)[0].expand(len(images), 10))
 def wrong(): return Fixed(lambda images: torch.eye(11)[10].expand(len(images), 11))
 def for_mnist(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 number = 3
@@ -416,7 +417,7 @@ CASES = {
     f"{TRANSFER} --models , --surrogates substitute": "expected two at least",
     f"{TRANSFER} --models model,model": "--models: the same one is named twice",
     f"{TRANSFER} --models model,absent": "absent: neither a model folder",
-    f"{TRANSFER} --models model,unfit": "--models: unfit: the model knows 9 classes",
+    f"{TRANSFER} --models model,unfit": "--model unfit: RuntimeError",
     f"{TRANSFER} --models model,pickled": "safetensors",
     f"{TRANSFER} --models model,wrong_input_models:for_mnist": "the model fails on images of 1×8×8",
     f"{TRANSFER} --models model,wrong_input_models:not_a_number": "finite",
@@ -444,7 +445,7 @@ CASES = {
     f"{TRANSFER} --models model --surrogates substitute --require broken": "--require",
     f"{TRANSFER} --models model --surrogates substitute --seed -1": "--seed",
     f"{TRANSFER} --models model --surrogates substitute --split test": "--split",
-    f"{TRANSFER} --models model --surrogates substitute --workers 1000": "--workers 1000",
+    f"{TRANSFER} --models wrong_input_models:naught --surrogates substitute --workers 1000": "--workers 1000",
     f"{TRANSFER} --models model,wrong_input_models:wrong --workers 1": "none of 20 is classified right by all models",
     "transfer --models model --surrogates substitute --data three.npz --out out": "begins with a quarter of the images",
     "transfer --models model --surrogates substitute --data good.npz --out a-file": "--out a-file",
