@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.store import RunFolder
 from jobs.detect import load_training, on_disk
+from jobs.evaluate import FEW_BLOCKS
 from jobs.examples import examples
 from jobs.exits import Exit
 from jobs.frozen import FrozenFolder
-from jobs.launch import Selection, Where, WorkerHost, launch
+from jobs.launch import BLOCK, Selection, Where, WorkerHost, launch
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
@@ -367,13 +368,14 @@ class _Transfer:
         Raises:
             Interrupted: when stopped; the same command goes on.
         """
+        size = BLOCK if len(self.ids) <= FEW_BLOCKS * BLOCK else None  # a smaller shard takes as long as a block
         for name, subject in self.sources.items():
             say(f"source {name}:")
             for attack_name, attack in self.attacks.items():
                 (summary,) = launch(
                     (attack,),
                     subject,
-                    Selection(seed=self.question.seed),
+                    Selection(seed=self.question.seed, shard_size=size),
                     self._run(name, attack_name),
                     self.host,
                     ids=self.ids,
