@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jobs.subject import Subject
     from workers.images import Dataset
 
-__all__ = ["Question", "app"]
+__all__ = ["Question", "app", "load_training", "on_disk"]
 
 FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
 

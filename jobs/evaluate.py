@@ -34,7 +34,7 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from analysis.robustness import Judgement, Robustness, StageRows
 
-__all__ = ["app"]
+__all__ = ["FEW_BLOCKS", "app"]
 
 app = App(
     name="evaluate",
