@@ -828,17 +828,18 @@ class DetectorReport:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over several trainings."""
+    """A figure over several trainings, `count` of them."""
 
     mean: float
     low: float
     high: float
+    count: int
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> "Spread | None":
         """Of those that there are; None without any."""
         found = [value for value in values if value is not None]
-        return cls(float(np.mean(found)), min(found), max(found)) if found else None
+        return cls(float(np.mean(found)), min(found), max(found), len(found)) if found else None
 
 
 @dataclass(frozen=True)

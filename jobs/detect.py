@@ -138,7 +138,8 @@ def detect(
     others = load_foreign(foreign, loaded)
     split = split_images(len(loaded.dataset), question.seed)
     asked = {
-        "detectors": {one.text: one.frozen() for one in named},
+        "detectors": "; ".join(one.text for one in named),
+        "detectors in full": {one.text: one.frozen() for one in named},
         **threat.model_dump(mode="json"),
         **question.model_dump(mode="json", exclude={"require", "tolerance", "training_seeds"}),  # they name detectors
         "split": loaded.dataset.split,
@@ -166,7 +167,10 @@ def detect(
                     break
             reports: list[DetectorReport] = []
             for each in attacked:
-                reports.append(detection.report(each, attacked))
+                try:
+                    reports.append(detection.report(each, attacked))
+                except WrongInput as error:  # a detector that failed on its way is no wrong input
+                    raise RuntimeError(f"{error}; what is done is kept: the same command goes on") from None
                 publish(folder, reports, detection, named)
             if failure:
                 raise failure
@@ -271,17 +275,20 @@ def tell(
         print(f"{report.name}: {report.judgement.verdict}")
         for reason in report.judgement.reasons:
             print(f"  {reason}")
-        print(f"  {'attack':<20} {'success':>8} {'L2':>6} {'TPR at 5 %':>11} {'at 1 %':>7} {'fooled, unflagged':>18}")
+        width = max(len(cell.name) for cell in report.cells)
+        print(
+            f"  {'attack':<{width}} {'success':>8} {'L2':>6} {'TPR at 5 %':>11} {'at 1 %':>7} {'fooled, unflagged':>18}"
+        )
         for found in report.cells:
             tprs = [f"{at.tpr.value:.1%}" if at.tpr else "–" for at in found.at]
             length = "–" if found.l2 is None else f"{found.l2:.2f}"
-            evaded = found.at[0].evaded.value
-            print(
-                f"  {found.name:<20} {found.success.value or 0:>8.1%} {length:>6} {tprs[0]:>11} {tprs[1]:>7} "
-                f"{'–' if evaded is None else f'{evaded:.1%}':>18}"
+            success, evaded = (
+                "–" if value is None else f"{value:.1%}" for value in (found.success.value, found.at[0].evaded.value)
             )
+            print(f"  {found.name:<{width}} {success:>8} {length:>6} {tprs[0]:>11} {tprs[1]:>7} {evaded:>18}")
     for each in trainings:
-        spread = each.evaded and f"; fooled and not flagged {each.evaded.low:.1%} to {each.evaded.high:.1%}"
+        measured = each.evaded and f", of {each.evaded.count}" * (each.evaded.count < len(each.verdicts))
+        spread = each.evaded and f"; fooled and not flagged {each.evaded.low:.1%} to {each.evaded.high:.1%}{measured}"
         print(f"{each.name}, {len(each.verdicts)} trainings: {', '.join(each.verdicts)}{spread or ''}")
     print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
     verdicts = {str(report.judgement.verdict) for report in reports}

@@ -192,7 +192,7 @@ def launch(
     for attack, table in zip(attacks, tables, strict=True):
         summary = summarise(table)
         if watch is None:
-            print(sentence(attack, selection.target, summary))
+            print(f"{title}: " * bool(title) + sentence(attack, selection.target, summary))
         if summary.first_error:
             say(f"the first failure: {summary.first_error}")
         summaries.append(summary)

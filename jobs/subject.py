@@ -99,12 +99,15 @@ class Subject:
         return np.concatenate(found)
 
     def warn_near_chance(self, accuracy: float) -> None:
-        """Says so when a clean accuracy in [0, 1] is near chance."""
+        """Says so when a clean accuracy in [0, 1] is near chance; of a model behind a detector it may be the repair."""
         if accuracy < NEAR_CHANCE / self.classes:
-            say(
-                f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; "
-                "a model that expects normalised images needs --mean and --std"
+            guarded = self.recipe.architecture.get("name") == "guarded"
+            why = (
+                "the repair of its detector may be why"
+                if guarded
+                else ("a model that expects normalised images needs --mean and --std")
             )
+            say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; {why}")
 
 
 def load_subject(options: SubjectOptions) -> Subject:

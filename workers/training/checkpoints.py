@@ -46,6 +46,10 @@ def same_training(folder: Path, card: dict[str, Any], epochs: int, parts: Sequen
             # a folder that was made before there were defenses does not say that it has none
             have, want = haves.get(field, "none"), wants.get(field, "none")
             if have != want:
+                if field == "data":  # hashes: the names say more
+                    have, want = (
+                        f"{one['data']['name']} ({digest[:8]}…)" for one, digest in ((found, have), (card, want))
+                    )
                 raise WrongInput(f"--out {folder}: was trained with {field} {have}, not {want}; name another folder")
         if len(found["epochs"]) > epochs:
             raise WrongInput(f"--epochs: {folder} has {len(found['epochs'])} epochs already, got {epochs}")
