@@ -187,6 +187,8 @@ class Detection:
         judgement = reading.judge_detector(
             headlines[0], thresholds[0], checks, adaptive=bool(adaptive), tolerance=self.question.tolerance
         )
+        if adaptive and (said := self._at_any_distance(attacked, naive)):
+            judgement = judgement.because(said)
         if adaptive:
             lenient = [search.name for search in attacked.found if search.lenient]
             but = f"but {lenient[0]} aim" if lenient else "aim"
@@ -223,6 +225,23 @@ class Detection:
             seed=self._seed_numbers(one, naive[0]),
             examples=self._examples(one, attacks),
         )
+
+    def _at_any_distance(self, attacked: Attacked, naive: Sequence[AttackRows]) -> str:
+        """What the best search comes to without a budget, and what that costs; empty where none evades."""
+        threshold = attacked.guard.thresholds[0.05]
+        best = attacked.best(reading.Threat(norm="l2", epsilon=np.inf), gradient=True)
+        found = attacked.found[best]
+        evaded = found.evaded(threshold)
+        if not evaded.any():
+            return ""
+        far = float(np.median(found.l2[evaded]))
+        said = f"at any distance {best.name} gets {Rate(int(evaded.sum()), int(found.attempted.sum()))} through, at a "
+        said += f"median L2 of {far:.2f}"
+        alone = next(attack for attack in naive if attack.name == "ddn")
+        turned = (alone.prediction if alone.bare_prediction is None else alone.bare_prediction) != alone.label
+        if turned.any():
+            said += f", {far / float(np.median(alone.l2[turned])):.2f} times that of ddn on the classifier alone"
+        return said
 
     @property
     def judged(self) -> reading.Threat:

@@ -130,6 +130,11 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
     half = next(place.glob("runs/adaptive-*-0.*"))
     assert all(row["l2"] <= float(half.name.rpartition("-")[2]) + 1e-3 for row in rows(half))
     assert found["seed"]["adversarial"]["of"] == LIMIT
+    lengths = [row["l2"] for row, through in zip(attacked, evaded, strict=True) if through]
+    (said,) = [reason for reason in found["reasons"] if reason.startswith("at any distance")]
+    if "adaptive-joint " in said:
+        assert f"at a median L2 of {np.median(lengths):.2f}" in said
+    assert " times that of ddn on the classifier alone" in said
 
 
 def test_the_threat_follows_from_the_undefended_classifier(judged: Path) -> None:
