@@ -30,8 +30,7 @@ from torch.nn.functional import cross_entropy
 
 from analysis.statistics import Rate
 from workers.attacks import DDN, FGSM, PGD, Attack
-from workers.detectors.guarded import Guarded
-from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.answers import REJECTED, answers
 from workers.images import Dataset
 from workers.models.loading import read_model
 from workers.sources import load_data
@@ -76,7 +75,7 @@ def main() -> None:
         card = json.loads((Path(folder) / "model.json").read_text())
         name = card["training"].get("defense", "none")
         model = read_model(folder).build()
-        right = is_right(model, digits.images, digits.labels)
+        right = answers(model, digits.images) == digits.labels
         figures = [standing(through_softmax(model, part, options.epsilon) & right[chosen])]
         for attack in (FGSM(epsilon=options.epsilon), PGD(**pgd), PGD(**pgd, loss="margin")):
             figures.append(standing(~fooled(attack, model, part) & right[chosen]))
@@ -94,25 +93,10 @@ def standing(still_right: np.ndarray) -> str:
     return f"{still_right.mean():.1%} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def is_right(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """bool ``[n]``: which images are classified as labelled, and not rejected."""
-    right = DenseEvaluator(model).logits(torch.tensor(images)).argmax(dim=1).numpy() == labels
-    return right & ~rejected(model, images)
-
-
 def is_unfooled(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """bool ``[n]``: which images are classified as labelled, or rejected."""
-    answer = DenseEvaluator(model).logits(torch.tensor(images)).argmax(dim=1).numpy()
-    return (answer == labels) | rejected(model, images)
-
-
-def rejected(model: nn.Module, images: np.ndarray) -> np.ndarray:
-    """bool ``[n]``: which images the model rejects."""
-    if not isinstance(model, Guarded):
-        return np.zeros(len(images), dtype=bool)
-    parts = torch.split(torch.tensor(images).float().div(255), 500)
-    with torch.no_grad():
-        return torch.cat([model.excess(part) > 0 for part in parts]).numpy()
+    found = answers(model, images)
+    return (found == labels) | (found == REJECTED)
 
 
 def through_softmax(model: nn.Module, part: Dataset, epsilon: float) -> np.ndarray:

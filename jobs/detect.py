@@ -104,6 +104,7 @@ def detect(
     """
     from jobs.detection import Detection
     from jobs.guard import Named, require_fit, split_images
+    from workers.detectors.guarded import Guarded
 
     threat, question = threat or DetectorThreat(), question or Question()
     if threat.pixels is not None and not question.few_pixel:
@@ -120,7 +121,7 @@ def detect(
     trained = on_disk("--networks", networks) if networks else folder.path / "networks"
     host = WorkerHost(where or Where())
     loaded = load_subject(subject)
-    if loaded.recipe.architecture.get("name") in ("guarded", "null"):
+    if isinstance(loaded.model, Guarded):
         raise WrongInput(
             f"--model {subject.model}: rejects images itself; expected a classifier that a detector can guard"
         )

@@ -31,6 +31,7 @@ from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
 from workers.errors import WrongInput
+from workers.evaluation.answers import answers
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import write_whole
 from workers.images import Dataset
@@ -66,11 +67,11 @@ class Attacked:
     guard: Guard
     found: "dict[Search, AttackRows]"
 
-    def best(self, threat: reading.Threat, *, gradient: bool = False) -> Search:
+    def best(self, threat: reading.Threat | None, *, gradient: bool = False) -> Search:
         """The search that evades most often within the threat; of those that are untargeted and on all images.
 
         Args:
-            threat: what counts.
+            threat: what counts; any distance when None.
             gradient: whether only gradient searches are asked.
         """
         whole = [one for one in self.found if not (one.targeted or one.dear or one.lenient)]
@@ -229,7 +230,7 @@ class Detection:
     def _at_any_distance(self, attacked: Attacked, naive: Sequence[AttackRows]) -> str:
         """What the best search comes to without a budget, and what that costs; empty where none evades."""
         threshold = attacked.guard.thresholds[0.05]
-        best = attacked.best(reading.Threat(norm="l2", epsilon=np.inf), gradient=True)
+        best = attacked.best(None, gradient=True)
         found = attacked.found[best]
         evaded = found.evaded(threshold)
         if not evaded.any():
@@ -254,7 +255,7 @@ class Detection:
         rows = self._rows((self.folder.path / one.named.folder if own else self.folder.path) / "runs" / search.name)
         images, bare = stored_images(rows), rows["adversarial_prediction"].to_numpy()
         if own and one.detector.repairs:
-            bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
+            bare = answers(self.subject.model, images)
         ids = rows["image_id"].to_numpy()
         targets = rows["target"].to_numpy() if search.targeted else None
         return self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare, targets)
@@ -269,7 +270,7 @@ class Detection:
             search = other.best(self.judged)
             rows = self._rows(self.folder.path / named.folder / "runs" / search.name)
             images, ids = stored_images(rows), rows["image_id"].to_numpy()
-            bare = DenseEvaluator(self.subject.model).logits(torch.tensor(images)).argmax(dim=1).numpy()
+            bare = answers(self.subject.model, images)
             strength = f"the images of {search.name}"
             found.append(self._scored(one, f"from-{named.folder}", Kind.TRANSFER, strength, ids, images, bare))
         return found
@@ -445,7 +446,7 @@ class Detection:
         images, labels, found = self.subject.dataset.images[ids], self.subject.dataset.labels[ids], []
         for shift in SHIFTS:
             shifted = shift(images, ids, seed=self.question.seed)
-            own = DenseEvaluator(self.subject.model).logits(torch.tensor(shifted)).argmax(dim=1).numpy()
+            own = answers(self.subject.model, shifted)
             found.append((shift, shifted, Rate(int((own != labels).sum()), len(own))))
         return found
 

@@ -83,30 +83,20 @@ class Subject:
 
     def rejected(self, ids: np.ndarray) -> np.ndarray | None:
         """bool ``[n]``, which clean images the model itself rejects; None for one that never does."""
-        import torch
-
-        from workers.detectors.guarded import Guarded, Judged
-        from workers.evaluation.dense import DenseEvaluator
+        from workers.detectors.guarded import Guarded
+        from workers.evaluation.answers import REJECTED, answers
 
         if not isinstance(self.model, Guarded):
             return None
-        evaluator, found = DenseEvaluator(Judged(self.model)), [np.zeros(0, dtype=bool)]
         with progress(len(ids), "clean images that are rejected") as bar:
-            for start in range(0, len(ids), 256):
-                part = torch.tensor(self.dataset.images[ids[start : start + 256]])
-                found.append((evaluator.logits(part)[:, -1] > 0).numpy())
-                bar.advance(len(part))
-        return np.concatenate(found)
+            return answers(self.model, self.dataset.images[ids], bar.advance) == REJECTED
 
     def warn_near_chance(self, accuracy: float) -> None:
         """Says so when a clean accuracy in [0, 1] is near chance; of a model behind a detector it may be the repair."""
         if accuracy < NEAR_CHANCE / self.classes:
             guarded = self.recipe.architecture.get("name") == "guarded"
-            why = (
-                "the repair of its detector may be why"
-                if guarded
-                else ("a model that expects normalised images needs --mean and --std")
-            )
+            hint = "a model that expects normalised images needs --mean and --std"
+            why = "the repair of its detector may be why" if guarded else hint
             say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; {why}")
 
 

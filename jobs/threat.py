@@ -213,17 +213,13 @@ def adaptive_searches(threat: DetectorThreat, steps: int, *, few_pixel: bool = T
     forms: tuple[Form, ...] = ("joint", "selective", "orthogonal", "matching")
     if norm == "l2":
         forms += ("penalty",)
-    few = threat.pixels is None
-    de = DifferentialEvolution(pixels=threat.beam().pixels, population=50, generations=40)
-    joint = Adaptive(norm=norm, steps=steps)
-    return [
-        *(Search(f"adaptive-{form}", "adaptive", joint.model_copy(update={"form": form})) for form in forms),
-        Search("adaptive-targeted", "adaptive", joint, targeted=True, dear=True),
-        *(
-            few_pixel
-            * [
-                Search("adaptive-beam", "adaptive", threat.beam(), dear=few),
-                Search("adaptive-de", "adaptive", de, dear=few),
-            ]
-        ),
+    found = [
+        *(Search(f"adaptive-{form}", "adaptive", Adaptive(form=form, norm=norm, steps=steps)) for form in forms),
+        Search("adaptive-targeted", "adaptive", Adaptive(norm=norm, steps=steps), targeted=True, dear=True),
     ]
+    if few_pixel:
+        de = DifferentialEvolution(pixels=threat.beam().pixels, population=50, generations=40)
+        dear = threat.pixels is None
+        found.append(Search("adaptive-beam", "adaptive", threat.beam(), dear=dear))
+        found.append(Search("adaptive-de", "adaptive", de, dear=dear))
+    return found
