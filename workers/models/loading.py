@@ -246,23 +246,21 @@ def construct(architecture: Mapping[str, Any]) -> nn.Module:
     Raises:
         WrongInput: for an unknown name.
     """
-    sizes = dict(architecture)
-    name = sizes.pop("name", None)
-    if name == "cnn":
-        return CNN(**sizes)
-    if name == "null":
-        from workers.models.null import NullCNN
+    from workers.models.null import NullCNN
 
-        return NullCNN(**sizes)
-    if name == "rbf":
-        return RBFNetwork(**sizes)
-    if name == "synthesis":
-        return SynthesisClassifier(**sizes)
-    if name == "mlp":
-        return MLP(**sizes)
-    if name == "kernel":
-        return KernelMachine(**sizes)
-    raise WrongInput(f"unknown architecture {name}: expected cnn, kernel, mlp, null, rbf or synthesis")
+    kinds: dict[str, type[nn.Module]] = {
+        "cnn": CNN,
+        "kernel": KernelMachine,
+        "mlp": MLP,
+        "null": NullCNN,
+        "rbf": RBFNetwork,
+        "synthesis": SynthesisClassifier,
+    }
+    sizes = dict(architecture)
+    if (name := sizes.pop("name", None)) not in kinds:
+        *first, last = kinds
+        raise WrongInput(f"unknown architecture {name}: expected {', '.join(first)} or {last}")
+    return kinds[name](**sizes)
 
 
 def user_function(reference: str) -> Any:

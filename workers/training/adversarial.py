@@ -66,9 +66,35 @@ class AdversarialTraining(Defense):
 
         return ascend(loss, images, start, epsilon=share * self.epsilon, steps=steps, step_size=share * step_size)
 
+    def from_random_start(
+        self,
+        model: "nn.Module",
+        images: "Tensor",
+        labels: "Tensor",
+        generator: "torch.Generator",
+        share: float,
+        *,
+        steps: int,
+        step_size: float,
+    ) -> "Tensor":
+        """The cross-entropy of what a search from a random start finds; arguments as of `loss` and `raised`."""
+        from torch.nn.functional import cross_entropy
+
+        from workers.training.ascent import uniform_start
+
+        start = uniform_start(images, share * self.epsilon, generator)
+        raised = cross_entropy_sum(model, labels)
+        adversarial = self.raised(raised, images, start, steps=steps, step_size=step_size, share=share)
+        return cross_entropy(model(adversarial), labels)
+
 
 def cross_entropy_sum(model: "nn.Module", labels: "Tensor") -> "Callable[[Tensor], Tensor]":
-    """The loss that Goodfellow's, Madry's and Wong's searches raise: of images, the sum of their cross-entropies."""
+    """The loss that Goodfellow's, Madry's and Wong's searches raise: of images, the sum of their cross-entropies.
+
+    Args:
+        model: images to logits.
+        labels: int64 ``[n]``, or probabilities ``[n, K]``.
+    """
     from torch.nn.functional import cross_entropy
 
     return lambda images: cross_entropy(model(images), labels, reduction="sum")

@@ -65,8 +65,6 @@ class NullClass(Defense):
         import torch
         from torch.nn.functional import cross_entropy
 
-        from workers.training.ascent import ascend
-
         assert earlier is not None
         rates = self.null_rates(earlier, training)
 
@@ -77,14 +75,7 @@ class NullClass(Defense):
             size = self.epsilon * share.view(-1, 1, 1, 1)
             logits = model(images)
             clean = self.soft_labels(labels, torch.zeros(len(labels)), logits.shape[1])
-            perturbed = ascend(
-                lambda moved: cross_entropy(model(moved), clean, reduction="sum"),
-                images,
-                images,
-                epsilon=size,
-                steps=1,
-                step_size=size,
-            )
+            perturbed = _perturbed(model, images, clean, size)
             soft = self.soft_labels(labels, _between(rates, share), logits.shape[1])
             return (cross_entropy(logits, clean) + cross_entropy(model(perturbed), soft)) / 2
 
@@ -110,9 +101,6 @@ class NullClass(Defense):
         """
         import numpy as np
         import torch
-        from torch.nn.functional import cross_entropy
-
-        from workers.training.ascent import ascend
 
         # drawn: images are often sorted by class; the same ones at every start
         drawn = np.random.default_rng(0).permutation(len(training))[:COUNTED]
@@ -126,17 +114,18 @@ class NullClass(Defense):
         rates = torch.zeros(SIZES)
         for number in range(1, SIZES):
             size = self.epsilon * number / (SIZES - 1)
-            moved = ascend(
-                lambda moved: cross_entropy(earlier(moved), labels, reduction="sum"),
-                images,
-                images,
-                epsilon=size,
-                steps=1,
-                step_size=size,
-            )
+            moved = _perturbed(earlier, images, labels, size)
             with torch.no_grad():
                 rates[number] = (earlier(moved).argmax(dim=1) != labels).float().mean()
         return rates.cummax(dim=0).values
+
+
+def _perturbed(model: "nn.Module", images: "Tensor", goals: "Tensor", size: "float | Tensor") -> "Tensor":
+    """Images after one step of a size along the sign of their loss's gradient; goals are labels or probabilities."""
+    from workers.training.adversarial import cross_entropy_sum
+    from workers.training.ascent import ascend
+
+    return ascend(cross_entropy_sum(model, goals), images, images, epsilon=size, steps=1, step_size=size)
 
 
 def _between(rates: "Tensor", share: "Tensor") -> "Tensor":

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from workers.training.adversarial import AdversarialTraining, cross_entropy_sum
+from workers.training.adversarial import AdversarialTraining
 
 if TYPE_CHECKING:
     import torch
@@ -30,16 +30,5 @@ class PGDTraining(AdversarialTraining):
     def loss(
         self, model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", share: float
     ) -> "Tensor":
-        from torch.nn.functional import cross_entropy
-
-        from workers.training.ascent import uniform_start
-
-        adversarial = self.raised(
-            cross_entropy_sum(model, labels),
-            images,
-            uniform_start(images, share * self.epsilon, generator),
-            steps=self.steps,
-            step_size=2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size,
-            share=share,
-        )
-        return cross_entropy(model(adversarial), labels)
+        step_size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        return self.from_random_start(model, images, labels, generator, share, steps=self.steps, step_size=step_size)
