@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from analysis.robustness import Judgement, bound
 from analysis.statistics import Estimate, Rate
+from workers.attacks.norm_ball import Ball
 
 __all__ = [
     "RATES",
@@ -111,7 +112,9 @@ class Threat:
     def __str__(self) -> str:
         if self.pixels is not None:
             return f"{self.pixels} changed pixel{'s' * (self.pixels != 1)}"
-        return f"{'L∞' if self.norm == 'linf' else 'L2'} ε = {self.epsilon:g}"
+        assert self.norm is not None
+        assert self.epsilon is not None
+        return str(Ball(self.norm, self.epsilon))
 
 
 @dataclass(frozen=True)

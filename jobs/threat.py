@@ -24,7 +24,7 @@ from workers.attacks import (
     Square,
 )
 from workers.attacks.adaptive import Form
-from workers.attacks.norm_ball import Norm
+from workers.attacks.norm_ball import Ball, Norm
 from workers.errors import WrongInput
 
 __all__ = ["DetectorThreat", "Search", "Stage", "Threat", "adaptive_searches", "fitting", "naive_searches"]
@@ -77,8 +77,7 @@ class Threat(BaseModel):
     def __str__(self) -> str:
         if self.pixels:
             return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
-        norm, epsilon = self.ball
-        return f"{'L∞' if norm == 'linf' else 'L2'} ε = {epsilon:g}"
+        return str(Ball(*self.ball))
 
     def stages(self) -> tuple[Stage, ...]:
         """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).

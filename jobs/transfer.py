@@ -86,7 +86,7 @@ class Threat(BaseModel):
         return Ball(self.norm, 0.3 if self.epsilon is None else self.epsilon)
 
     def __str__(self) -> str:
-        return f"{'L∞' if self.norm == 'linf' else 'L2'} ε = {self.ball.epsilon:g}"
+        return str(self.ball)
 
 
 class Question(BaseModel):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self
 from pydantic import Field, model_validator
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Ball, Norm, enough_classes, lengths, unit
+from workers.attacks.norm_ball import Ball, Norm, enough_classes, lengths, require_radius, unit
 from workers.errors import WrongInput
 from workers.losses import Loss
 
@@ -85,8 +85,8 @@ class Adaptive(Attack):
     def _of_one_norm(self) -> Self:
         if self.form == "penalty" and self.norm != "l2":
             raise WrongInput(f"--form: penalty makes the l2 norm small, not {self.norm}")
-        if self.norm == "linf" and self.epsilon is not None and self.epsilon > 1:
-            raise WrongInput(f"--epsilon: at most 1 with linf, got {self.epsilon}")
+        if self.epsilon is not None:
+            require_radius(self.norm, self.epsilon)
         return self
 
     @property
@@ -137,7 +137,7 @@ class Adaptive(Attack):
             if taken == self.steps:
                 break
             ease = LEAST_EASE + (1 - LEAST_EASE) * (1 + math.cos(math.pi * taken / self.steps)) / 2
-            path.step(state, size, ease)
+            path.step(state, size, smallest, ease)
             batch.generations[batch.all_rows] += 1
 
     def _judged(self, batch: "Batch", images: "Tensor", guide: "Tensor | None", *, gradients: bool) -> "_State":
@@ -211,8 +211,8 @@ class _Path(Protocol):
 
     change: "Tensor"
 
-    def step(self, state: _State, size: "Tensor", ease: float) -> None:
-        """Moves on from what was found of the change, of that size in levels; `ease` falls from 1."""
+    def step(self, state: _State, size: "Tensor", smallest: "Tensor", ease: float) -> None:
+        """Moves on from what was found of the change; its size and the smallest success's in levels; `ease` falls."""
 
 
 class _Length:
@@ -228,19 +228,16 @@ class _Length:
         first = 255 * attack.start * (1 if attack.norm == "l2" else 0.1)
         self.length = torch.full_like(self.farthest, first).minimum(self.farthest)
         self.weight = torch.ones_like(self.farthest)
-        self.smallest, self.smallest_fooled = torch.full((2, len(clean)), torch.inf, device=clean.device)
-        self.movable, self.seen = (
-            torch.zeros_like(self.farthest, dtype=torch.bool),
-            torch.full_like(self.weight, torch.nan),
-        )
+        self.smallest_fooled = torch.full_like(self.farthest, torch.inf)
+        self.movable = torch.zeros_like(self.farthest, dtype=torch.bool)
+        self.seen = torch.full_like(self.farthest, torch.nan)
 
-    def step(self, state: _State, size: "Tensor", ease: float) -> None:
+    def step(self, state: _State, size: "Tensor", smallest: "Tensor", ease: float) -> None:
         import torch
 
-        flagged, reached = state.excess > 0, state.reached
-        self.smallest = size.where(reached & (size < self.smallest), self.smallest)
+        flagged = state.excess > 0
         self.smallest_fooled = size.where(state.fooled & (size < self.smallest_fooled), self.smallest_fooled)
-        self.movable |= state.away.flatten(1).any(dim=1) | reached | (state.fooled & (state.excess < self.seen))
+        self.movable |= state.away.flatten(1).any(dim=1) | state.reached | (state.fooled & (state.excess < self.seen))
         self.seen = torch.fmax(self.seen, state.excess.where(state.fooled, torch.nan))
         direction = self._direction(state)
         self.weight *= torch.where(state.fooled & flagged, WEIGHT_STEP, 1.0)
@@ -253,7 +250,7 @@ class _Length:
         share = self.attack.gamma * pace**0.5 * torch.where(hopeless, 2, 1)
         enough = state.fooled & (~flagged | hopeless)
         self.length = self.length * torch.where(enough, 1 - share, 1 + share)
-        longest = self.smallest_fooled.where(hopeless, self.smallest)  # longer is of no use
+        longest = self.smallest_fooled.where(hopeless, smallest)  # longer is of no use
         self.length = self.length.minimum(self.farthest).minimum(longest)
         self.change = self._moved(direction, pace).add_(self.clean).clamp_(0, 255).sub_(self.clean)
 
@@ -290,7 +287,7 @@ class _Penalty:
         self.adam, self.rate = torch.optim.Adam([self.moved], lr=attack.learning_rate), attack.learning_rate
         self.margin_weight, self.excess_weight = (torch.ones_like(clean[:, 0, 0, 0]) for _ in range(2))
 
-    def step(self, state: _State, size: "Tensor", ease: float) -> None:
+    def step(self, state: _State, size: "Tensor", smallest: "Tensor", ease: float) -> None:
         import torch
 
         lacking = (

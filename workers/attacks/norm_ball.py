@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from workers.results import Distances
 
-__all__ = ["Ball", "Norm", "NormBallAttack", "enough_classes", "lengths", "unit"]
+__all__ = ["Ball", "Norm", "NormBallAttack", "enough_classes", "lengths", "require_radius", "unit"]
 
 Norm = Literal["linf", "l2"]
 
@@ -46,6 +46,10 @@ class Ball:
         if self.norm == "l2":
             return int((255 * self.epsilon) ** 2 + 1e-6)  # (255 · 0.2)² may fall just short of 2601
         return int(255 * self.epsilon + 1e-9)  # 255 · (k / 255) may fall just short of k
+
+    def __str__(self) -> str:
+        names = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+        return f"{names[self.norm]} ε = {self.epsilon:g}"
 
     def within(self, moved: "Distances") -> "np.ndarray":
         """bool ``[n]``: whether images that moved so far are in the ball."""
@@ -95,6 +99,16 @@ class Ball:
         return counted.flatten(1).sum(dim=1, dtype=torch.float64)
 
 
+def require_radius(norm: Norm, epsilon: float) -> None:
+    """Refuses an ε that is more than all.
+
+    Raises:
+        WrongInput: saying so.
+    """
+    if norm == "linf" and epsilon > 1:
+        raise WrongInput(f"--epsilon: must be at most 1 with --norm linf, got {epsilon}")
+
+
 class NormBallAttack(Attack):
     """A search within the L∞ or L2 `Ball` around the clean image."""
 
@@ -110,8 +124,7 @@ class NormBallAttack(Attack):
 
     @model_validator(mode="after")
     def _at_most_all(self) -> Self:
-        if self.norm == "linf" and self.epsilon > 1:
-            raise WrongInput(f"--epsilon: must be at most 1 with --norm linf, got {self.epsilon}")
+        require_radius(self.norm, self.epsilon)
         return self
 
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:
