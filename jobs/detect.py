@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
 from jobs.exits import Exit
-from jobs.frozen import FrozenFolder
+from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Where, WorkerHost
 from jobs.progress import say
-from jobs.subject import SubjectOptions, load_subject
+from jobs.subject import SubjectOptions, load_subject, load_training
 from jobs.threat import DetectorThreat, adaptive_searches, naive_searches
 from workers.errors import WrongInput
 from workers.files import write_whole
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from jobs.subject import Subject
     from workers.images import Dataset
 
-__all__ = ["Question", "app", "load_training", "on_disk"]
+__all__ = ["Question", "app"]
 
 FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
 
@@ -129,13 +129,7 @@ def detect(
         search.attack.check(loaded.dataset.shape, loaded.classes)
     for one in named:
         require_fit(one, loaded)
-    training = load_training(training_data, subject.data)
-    if training.shape != loaded.dataset.shape:
-        raise WrongInput(
-            f"--training-data: images are {training.shape}, those of {loaded.dataset.name} are {loaded.dataset.shape}"
-        )
-    if training.content_hash() == loaded.data_hash:
-        raise WrongInput("--training-data: is what the detector is judged on; it must not be trained on that")
+    training = load_training(training_data, subject.data, loaded.dataset)
     others = load_foreign(foreign, loaded)
     split = split_images(len(loaded.dataset), question.seed)
     asked = {
@@ -180,36 +174,6 @@ def detect(
                 folder.forget()
             raise
     return tell(folder, reports, detection, several(named, reports))
-
-
-def on_disk(flag: str, folder: str) -> Path:
-    """The path of a folder on a disk, which need not exist yet.
-
-    Raises:
-        WrongInput: for a file, or a place elsewhere.
-    """
-    place = Place.of(folder)
-    if not place.local or (place.path.exists() and not place.path.is_dir()):
-        raise WrongInput(f"{flag} {folder}: expected a folder on a disk")
-    return place.path
-
-
-def load_training(training_data: str | None, data: str) -> "Dataset":
-    """What detectors are trained on.
-
-    Raises:
-        WrongInput: when it cannot be read, or there is nothing but a single file to judge on.
-    """
-    name = training_data or data
-    single = name not in NAMES and Path(name).is_file()
-    if training_data is None and single:
-        raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
-    try:
-        return load_data(name, None if single else "train", say=say)
-    except WrongInput as error:
-        if training_data is None:
-            raise
-        raise WrongInput(str(error).replace("--data", "--training-data", 1)) from None
 
 
 def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":

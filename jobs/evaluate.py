@@ -18,7 +18,7 @@ from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import Interrupted
 from jobs.frozen import FrozenFolder
-from jobs.launch import BLOCK, Images, Selection, Where, WorkerHost, launch, resolve
+from jobs.launch import Images, Selection, Where, WorkerHost, launch, resolve, shard_of_few
 from jobs.progress import say
 from jobs.recorded import open_run
 from jobs.report import write_page
@@ -34,7 +34,7 @@ from workers.versions import versions
 if TYPE_CHECKING:
     from analysis.robustness import Judgement, Robustness, StageRows
 
-__all__ = ["FEW_BLOCKS", "app"]
+__all__ = ["app"]
 
 app = App(
     name="evaluate",
@@ -50,9 +50,6 @@ app = App(
         "brittle evaluate --model MODEL --data mnist --limit 1000 --norm linf --epsilon 0.1 --retry-failed --out E",
     ),
 )
-
-FEW_BLOCKS = 8
-"""A stage of at most so many blocks of images is dealt out block by block, whatever the number of workers."""
 
 
 class Budget(BaseModel):
@@ -261,7 +258,7 @@ class _Evaluation:
         if number:
             ids, size = folder.plan().ids if folder.exists else self._left(), self.images.shard_size
             if not folder.exists:
-                size = size or self._shard_size(len(ids))
+                size = size or (shard_of_few(len(ids)) if self.threat.pixels is None else None)
             selection = Selection(seed=self.images.seed, shard_size=size)
         live = _Live(self, stage, self.ids if ids is None else ids)
         try:
@@ -298,15 +295,6 @@ class _Evaluation:
         """Why each stage that is not complete is not, by name."""
         waiting = [stage.name for stage in self.stages if stage.name not in self.complete]
         return self.unfit | dict.fromkeys(waiting, self.ended or "not finished yet")
-
-    def _shard_size(self, count: int) -> int | None:
-        """Of a stage with so many images; None leaves it to `launch`.
-
-        The few that the first stages leave would be dealt out in twos and threes. A search within a ball puts one
-        image of each into a call, which is padded to a block: a shard of a block takes no longer than a smaller one.
-        """
-        few = self.threat.pixels is None and count <= FEW_BLOCKS * BLOCK
-        return BLOCK if few else None
 
     @cached_property
     def rejected(self) -> np.ndarray | None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from workers.errors import WrongInput
 from workers.files import exclusive, require_place, write_whole
+from workers.places import Place
 
-__all__ = ["FrozenFolder", "require_same"]
+__all__ = ["FrozenFolder", "on_disk", "require_same"]
 
 _LONGEST, _SHOWN = 50, 12
 
@@ -83,6 +84,18 @@ class FrozenFolder:
         except (OSError, ValueError) as error:
             raise WrongInput(f"--out {self.path}: its {name} cannot be read: {error}") from None
         return content
+
+
+def on_disk(flag: str, folder: str) -> Path:
+    """The path of a folder on a disk, which need not exist yet.
+
+    Raises:
+        WrongInput: for a file, or a place elsewhere.
+    """
+    place = Place.of(folder)
+    if not place.local or (place.path.exists() and not place.path.is_dir()):
+        raise WrongInput(f"{flag} {folder}: expected a folder on a disk")
+    return place.path
 
 
 def require_same(where: object, what: str, have: dict[str, Any], want: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 What is finished is kept in files and never computed again.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -373,8 +372,9 @@ def score(
     import pyarrow.parquet as pq
 
     from workers.detectors.scoring import BATCH, fresh_noise, score_images
+    from workers.images import hash_of_images
 
-    of = {b"images": hashlib.sha256(images.tobytes()).hexdigest().encode()}
+    of = {b"images": hash_of_images(images).encode()}
     if kept.exists():
         found = pq.read_table(kept)
         same = (found.schema.metadata or {}).get(b"images") == of[b"images"]

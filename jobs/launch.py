@@ -33,7 +33,18 @@ from workers.versions import version_of, versions
 if TYPE_CHECKING:
     from analysis.summary import Summary
 
-__all__ = ["BLOCK", "Images", "Selection", "Watch", "Where", "WorkerHost", "launch", "resolve", "sentence"]
+__all__ = [
+    "BLOCK",
+    "Images",
+    "Selection",
+    "Watch",
+    "Where",
+    "WorkerHost",
+    "launch",
+    "resolve",
+    "sentence",
+    "shard_of_few",
+]
 
 BLOCK = 16
 """Every call of a model is padded to a multiple of so many images."""
@@ -41,7 +52,8 @@ CPU_BATCH = 64
 """The seed's CNN's fastest on a processor core; on a GPU the batch is what fits into its memory."""
 
 SHARDS_PER_WORKER = 4
-
+FEW_BLOCKS = 8
+"""A search within a ball of at most so many blocks of images is dealt out block by block, however many workers."""
 
 Watch = Callable[[ShardSummary | None], str | None]
 """Follows a run: called with what each finished shard came to, and with None about once a second; returns the figures
@@ -122,6 +134,15 @@ class Resolved:
 
     ids: np.ndarray
     targets: np.ndarray | None
+
+
+def shard_of_few(count: int) -> int | None:
+    """The shard size of a search of so many images within a ball; None, which leaves it to `launch`, for many.
+
+    Few would be dealt out in twos and threes. Such a search puts one image of each into a call, which is padded to a
+    block: a shard of a block takes no longer than a smaller one.
+    """
+    return BLOCK if count <= FEW_BLOCKS * BLOCK else None
 
 
 def launch(

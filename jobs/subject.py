@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from workers.models.loading import ModelRecipe
 
-__all__ = ["Subject", "SubjectOptions", "load_subject", "numbers"]
+__all__ = ["Subject", "SubjectOptions", "load_subject", "load_training", "numbers"]
 
 NEAR_CHANCE = 1.5
 """A clean accuracy below this many times chance draws a warning."""
@@ -141,3 +141,32 @@ def numbers(text: str, kind: type[Any], flag: str) -> tuple[Any, ...]:
     if any(value != value or abs(value) == float("inf") for value in values):
         raise WrongInput(f"{flag}: expected finite numbers, got {text!r}")
     return values
+
+
+def load_training(training_data: str | None, data: str, attacked: Dataset) -> Dataset:
+    """What detectors and surrogates are trained on.
+
+    Args:
+        training_data: a name or a path; the train split of `data` when None.
+        data: of the images that are attacked.
+        attacked: those images.
+
+    Raises:
+        WrongInput: when it cannot be read, there is nothing but a single file to attack, or it is that, or of another
+            shape.
+    """
+    name = training_data or data
+    single = name not in NAMES and Path(name).is_file()
+    if training_data is None and single:
+        raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
+    try:
+        training = load_data(name, None if single else "train", say=say)
+    except WrongInput as error:
+        if training_data is None:
+            raise
+        raise WrongInput(str(error).replace("--data", "--training-data", 1)) from None
+    if training.shape != attacked.shape:
+        raise WrongInput(f"--training-data: images are {training.shape}, those of {attacked.name} are {attacked.shape}")
+    if training.content_hash() == attacked.content_hash():
+        raise WrongInput("--training-data: is what is attacked; detectors and surrogates must not be trained on that")
+    return training

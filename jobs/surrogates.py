@@ -15,7 +15,7 @@ from jobs.exits import Interrupted
 from jobs.progress import progress
 from jobs.train import followed, train_model
 from workers.evaluation.answers import answers
-from workers.images import Dataset
+from workers.images import Dataset, hash_of_images
 from workers.models.loading import ModelRecipe
 from workers.training.classifiers import Recipe
 from workers.training.kernel import Kernel, fit_kernel
@@ -103,7 +103,7 @@ class Workshop:
     def _substitute(self, name: str, victim: ModelRecipe) -> Made:
         doublings = (self.queries // len(self.first)).bit_length() - 1
         how, model = Substitute(rounds=doublings, seed=SEED), victim.build()
-        first = hashlib.sha256(self.first.tobytes()).hexdigest()
+        first = hash_of_images(self.first)
         place = self._place("substitute", how.model_dump_json(), victim.content_hash, first)
         run = partial(
             train_substitute,

@@ -13,14 +13,12 @@ from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cluster.store import RunFolder
-from jobs.detect import load_training, on_disk
-from jobs.evaluate import FEW_BLOCKS
 from jobs.examples import examples
 from jobs.exits import Exit
-from jobs.frozen import FrozenFolder
-from jobs.launch import BLOCK, Selection, Where, WorkerHost, launch
+from jobs.frozen import FrozenFolder, on_disk
+from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
-from jobs.subject import Subject, numbers
+from jobs.subject import Subject, load_training, numbers
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.attacks.norm_ball import Ball, Norm
 from workers.errors import WrongInput
@@ -179,7 +177,7 @@ def transfer(
         raise WrongInput(
             f"--surrogates: the CNN needs images of at least 7×7, got {dataset.shape[1]}×{dataset.shape[2]}"
         )
-    training = _training(training_data, data, dataset) if set(kinds) - {"substitute"} else None
+    training = load_training(training_data, data, dataset) if set(kinds) - {"substitute"} else None
     victims = _load_models(references, dataset, mean, std)
     for subject in victims.values():
         for attack in attacks.values():
@@ -227,20 +225,6 @@ def _kinds(text: str) -> tuple[str, ...]:
     if len(set(kinds)) < len(kinds):
         raise WrongInput("--surrogates: the same one is named twice")
     return tuple(kind for kind in KINDS if kind in kinds)
-
-
-def _training(training_data: str | None, data: str, dataset: Dataset) -> Dataset:
-    """What surrogates are trained on.
-
-    Raises:
-        WrongInput: when it cannot be read, is of another shape, or is what is attacked.
-    """
-    training = load_training(training_data, data)
-    if training.shape != dataset.shape:
-        raise WrongInput(f"--training-data: images are {training.shape}, those of {dataset.name} are {dataset.shape}")
-    if training.content_hash() == dataset.content_hash():
-        raise WrongInput("--training-data: is what is attacked; surrogates must not be trained on that")
-    return training
 
 
 def _load_models(references: Sequence[str], dataset: Dataset, mean: str, std: str) -> dict[str, Subject]:
@@ -368,7 +352,7 @@ class _Transfer:
         Raises:
             Interrupted: when stopped; the same command goes on.
         """
-        size = BLOCK if len(self.ids) <= FEW_BLOCKS * BLOCK else None  # a smaller shard takes as long as a block
+        size = shard_of_few(len(self.ids))
         for name, subject in self.sources.items():
             say(f"source {name}:")
             for attack_name, attack in self.attacks.items():

@@ -96,6 +96,11 @@ class Dataset:
         return digest.hexdigest()
 
 
+def hash_of_images(images: np.ndarray) -> str:
+    """SHA-256 of pixels uint8 ``[n, C, H, W]``, in hexadecimal."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
+
+
 def read_dataset(path: Path, split: str | None, *, name: str | None = None) -> Dataset:
     """Reads labelled images from a file or a folder.
 

@@ -1,6 +1,5 @@
 """A substitute of a classifier that gives nothing but its answers."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from workers.errors import WrongInput
 from workers.evaluation.answers import REJECTED
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import exclusive, write_whole
+from workers.images import hash_of_images
 from workers.models.loading import construct
 from workers.parameters import Parameters
 from workers.training.checkpoints import restore, same_training, save
@@ -98,7 +98,7 @@ def train_substitute(
     said = how.model_dump(mode="json", exclude={"rounds"})
     card: dict[str, Any] = {
         "architecture": architecture,
-        "training": said | {"victim": of, "images": len(images), "first": _digest(images)},
+        "training": said | {"victim": of, "images": len(images), "first": hash_of_images(images)},
         "epochs": [],
     }
     found = same_training(folder, card, how.rounds + 1)
@@ -175,7 +175,3 @@ def _neighbours(evaluator: DenseEvaluator, images: np.ndarray, answers: np.ndarr
     _, (gradient,) = evaluator.gradients(torch.tensor(images), of_class)
     moved = images.astype(np.int16) + levels * gradient.sign().numpy().astype(np.int16)
     return moved.clip(0, 255).astype(np.uint8)
-
-
-def _digest(images: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
