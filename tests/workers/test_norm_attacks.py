@@ -1,4 +1,4 @@
-"""The gradient attacks and Square: closed forms on linear models, and the geometry of the ball."""
+"""The gradient attacks, Square and noise: closed forms on linear models, and the geometry of the ball."""
 
 import itertools
 from fractions import Fraction
@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, kstest
 from torch import nn
 
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
-from workers.attacks import APGD, DDN, PGD, Attack, Square
+from workers.attacks import APGD, DDN, PGD, Attack, Noise, Square
 from workers.attacks.apgd import checkpoints
 from workers.attacks.norm_ball import NormBallAttack, lengths, unit
 from workers.attacks.square import pattern, share_of_pixels
@@ -213,6 +214,8 @@ def test_unit_of_vanishing_and_zero_gradients() -> None:
         APGD(epsilon=0.3, norm="l2", steps=15),
         Square(epsilon=0.1, max_queries=60),
         Square(epsilon=0.3, norm="l2", max_queries=60),
+        Noise(epsilon=0.1),
+        Noise(epsilon=0.3, norm="l2"),
     ],
     ids=lambda attack: f"{attack.NAME} {attack.norm}",
 )
@@ -268,6 +271,50 @@ def test_square_on_tiny_images(shape: tuple[int, int, int], norm: str) -> None:
     assert found.queries.min() >= 1
 
 
+def test_noise_fills_the_ball_and_its_corners_in_turn() -> None:
+    clean = torch.full((500, 1, 2, 1), 128.0)
+    streams = [np.random.default_rng(i) for i in range(500)]
+    attack = Noise(epsilon=0.1)
+    inside, corner, other = (attack.drawn(query, clean, streams) - clean for query in range(3))
+    assert set(corner.flatten().tolist()) == {-25, 25}
+    patterns = torch.unique(corner.flatten(1), dim=0, return_counts=True)[1]
+    assert len(patterns) == 4
+    assert chisquare(patterns.numpy()).pvalue > 1e-3
+    for change in (inside, other):
+        share = change.abs().amax(dim=(1, 2, 3)).div(25).square().sort().values  # of the square: uniform
+        assert (share - torch.linspace(0, 1, 500)).abs().max() < 0.08
+    assert (inside - other).abs().flatten(1).amax(dim=1).min() > 0
+
+
+def test_noise_in_l2_lies_on_the_sphere_in_every_direction() -> None:
+    clean = torch.full((500, 1, 2, 1), 128.0)
+    streams = [np.random.default_rng(i) for i in range(500)]
+    for query in range(2):
+        change = (Noise(epsilon=0.2, norm="l2").drawn(query, clean, streams) - clean).flatten(1)
+        torch.testing.assert_close(change.norm(dim=1), torch.full((500,), 51.0))
+        assert kstest(torch.atan2(change[:, 0], change[:, 1]) / (2 * np.pi) + 0.5, "uniform").pvalue > 1e-3
+
+
+def test_noise_keeps_the_image_nearest_to_the_goal_and_ends_at_the_first_success() -> None:
+    model = Plane(26, offset=0.8)
+    images, labels = middle_images(40, 27), np.ones(40, dtype=np.int64)
+    assert (model.lead(torch.tensor(images) / 255) > 0).all()
+    leads, found = [], []
+    for queries in range(1, 9):
+        result = Noise(epsilon=0.5, max_queries=queries)(model, images, labels)
+        leads.append(model.lead(torch.tensor(result.adversarial) / 255).numpy())
+        found.append(result)
+    assert all((later <= earlier).all() for earlier, later in itertools.pairwise(leads))
+    assert (leads[-1] < leads[0]).any()
+    last = found[-1]
+    assert 0 < last.success.sum() < 40
+    assert (last.queries[~last.success] == 8).all()
+    first = np.argmax([result.success for result in found], axis=0) + 1
+    assert np.array_equal(last.queries[last.success], first[last.success])
+    assert np.array_equal(last.generations, last.queries)
+    assert (last.gradients == 0).all()
+
+
 @pytest.mark.parametrize("side", range(1, 12))
 def test_bumps_of_square(side: int) -> None:
     bumps = pattern(side)
@@ -298,6 +345,7 @@ def test_sides_of_square_shrink_by_the_schedule() -> None:
         (APGD, {"loss": "mse"}, "--loss"),
         (DDN, {"gamma": 1.0}, "--gamma"),
         (Square, {"max_queries": 0}, "--max-queries"),
+        (Noise, {"max_queries": 0}, "--max-queries"),
         (Square, {"p_init": 0.0}, "--p-init"),
     ],
 )
@@ -306,7 +354,7 @@ def test_refuses_wrong_parameters(kind: type[Attack], wrong: dict[str, Any], fla
         kind(**wrong)
 
 
-@pytest.mark.parametrize("kind", [PGD, APGD, DDN, Square])
+@pytest.mark.parametrize("kind", [PGD, APGD, DDN, Square, Noise])
 def test_dlr_needs_three_classes(kind: type[Attack]) -> None:
     with pytest.raises(WrongInput, match="--loss"):
         kind(loss="dlr")(Plane(24, offset=0.1), middle_images(2, 25), np.ones(2, dtype=np.int64))

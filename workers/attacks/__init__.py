@@ -10,6 +10,7 @@ from workers.attacks.de import DifferentialEvolution
 from workers.attacks.exact import OnePixelExact, TwoPixelExact
 from workers.attacks.fgsm import FGSM, IterativeFGSM
 from workers.attacks.jsma import JSMA
+from workers.attacks.noise import Noise
 from workers.attacks.pgd import PGD
 from workers.attacks.pixel_beam import PixelBeam
 from workers.attacks.random_pixels import RandomPixels
@@ -32,6 +33,7 @@ __all__ = [
     "CornerSearch",
     "DifferentialEvolution",
     "IterativeFGSM",
+    "Noise",
     "OnePixelExact",
     "PixelBeam",
     "RandomPixels",
@@ -51,6 +53,7 @@ ATTACKS: dict[str, type[Attack]] = {
         DDN,
         Adaptive,
         Square,
+        Noise,
         JSMA,
         DifferentialEvolution,
         OnePixelExact,
