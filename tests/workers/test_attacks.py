@@ -12,7 +12,7 @@ from workers.attacks import ATTACKS, Attack
 from workers.errors import WrongInput
 from workers.results import SearchResult, Status, distances
 
-RANDOM = {"pgd", "apgd", "square", "noise", "de", "random-pixels", "sparse-rs", "corner-search", "cma-es"}
+RANDOM = {"pgd", "apgd", "square", "rays", "noise", "de", "random-pixels", "sparse-rs", "corner-search", "cma-es"}
 SMALL: dict[str, dict[str, Any]] = {
     "fgsm": {"epsilon": 0.05},
     "ifgsm": {"steps": 30, "step_size": 0.003},
@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adaptive linf": {"norm": "linf", "form": "orthogonal", "steps": 12, "loss": "margin"},
     "square": {"epsilon": 0.1, "max_queries": 30},
     "square l2": {"epsilon": 0.6, "norm": "l2", "max_queries": 30, "loss": "ce"},
+    "rays": {"max_queries": 200},
     "noise": {"epsilon": 0.1, "max_queries": 9},
     "noise l2": {"epsilon": 0.6, "norm": "l2", "loss": "ce"},
     "jsma": {"max_steps": 12},

@@ -22,6 +22,7 @@ from workers.attacks import (
     Noise,
     PixelBeam,
     RandomPixels,
+    RayS,
     SparseRS,
     Square,
 )
@@ -90,6 +91,7 @@ ATTACKS: list[Attack] = [
     Adaptive(norm="linf", steps=20),
     Square(epsilon=0.2, max_queries=40),
     Noise(epsilon=0.2),
+    RayS(epsilon=0.2, max_queries=200),
     JSMA(),
     DifferentialEvolution(pixels=3, population=12, generations=4),
     PixelBeam(pixels=2, width=1),

@@ -14,6 +14,7 @@ from workers.attacks.noise import Noise
 from workers.attacks.pgd import PGD
 from workers.attacks.pixel_beam import PixelBeam
 from workers.attacks.random_pixels import RandomPixels
+from workers.attacks.rays import RayS
 from workers.attacks.sparse_rs import SparseRS
 from workers.attacks.square import Square
 from workers.attacks.toolkits import TOOLKITS, toolkit_attack
@@ -37,6 +38,7 @@ __all__ = [
     "OnePixelExact",
     "PixelBeam",
     "RandomPixels",
+    "RayS",
     "SparseRS",
     "Square",
     "TwoPixelExact",
@@ -53,6 +55,7 @@ ATTACKS: dict[str, type[Attack]] = {
         DDN,
         Adaptive,
         Square,
+        RayS,
         Noise,
         JSMA,
         DifferentialEvolution,
