@@ -97,7 +97,7 @@ class _Rays:
         self.clean = images.flatten(1).float()
         self.features = self.clean.shape[1]
         self.deepest = (self.features - 1).bit_length()
-        self.direction = self.tried = torch.ones_like(self.clean)
+        self.direction, self.tried = torch.ones_like(self.clean), torch.ones_like(self.clean)
         self.best = self.high = torch.full((len(images),), torch.inf, device=images.device)
         self.low = torch.zeros_like(self.best)
         self.level = self.block = self.idle = torch.zeros(len(images), dtype=torch.int64, device=images.device)
