@@ -34,6 +34,7 @@ from jobs.guard import load_networks
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.detectors.controls import MaxSoftmax, MedianFilter, RandomScore
 from workers.detectors.detector import Detector, DetectorRecipe
+from workers.detectors.disagreement import RBFDisagreement, SynthesisDisagreement
 from workers.detectors.feature_squeezing import FeatureSqueezing
 from workers.detectors.magnet import MagNet
 from workers.detectors.scoring import Scored, fresh_noise, score_images
@@ -109,7 +110,13 @@ CASES = [
     *(Case(FeatureSqueezing(), (attack,), 0.04, caught) for attack in (ONE_STEP, BALL, MINIMAL)),
     *(
         Case(recipe, (attack,), 0.04, caught)
-        for recipe in (MaxSoftmax(), MedianFilter(), RandomScore())
+        for recipe in (
+            RBFDisagreement(),
+            SynthesisDisagreement(),
+            MaxSoftmax(),
+            MedianFilter(),
+            RandomScore(),
+        )
         for attack in (BALL, MINIMAL)
     ),
 ]
@@ -136,7 +143,7 @@ def main() -> None:
     print(
         f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}, {len(attacked)} digits attacked"
     )
-    print(f"{'detector':<18} {'attack':<14} {'paper':<27} {'':<7} {'ours':<42} {'at':>5}  false alarms")
+    print(f"{'detector':<22} {'attack':<14} {'paper':<27} {'':<7} {'ours':<42} {'at':>5}  false alarms")
     detectors: dict[DetectorRecipe, Detector] = {}
     found: dict[Attack, tuple[np.ndarray, np.ndarray]] = {}
     for case in CASES:
@@ -164,7 +171,7 @@ def main() -> None:
             right = classes == np.tile(digits.labels[attacked], len(case.attacks))
             judged = Judged(scores, threshold, right, success)
         print(
-            f"{case.recipe.NAME:<18} {'+'.join(attack.NAME for attack in case.attacks) or 'clean':<14} {case.paper:<27}"
+            f"{case.recipe.NAME:<22} {'+'.join(attack.NAME for attack in case.attacks) or 'clean':<14} {case.paper:<27}"
             f" {case.measure.__name__:<7} {case.measure(judged)!s:<42} {case.false_alarms:>5.1%}  {alarms}",
             flush=True,
         )

@@ -45,9 +45,9 @@ app = App(
     verdict.json and on a page. Ended by a crash or Ctrl-C, the same command goes on; nothing finished is done again.
 
     A detector is vae-kl (the seed's), vae-normalised-kl, vae-bernoulli-kl, vae-error, classifier-kl, classifier-jsd,
-    magnet, defense-gan, feature-squeezing or lid; a control: random, median-filter or max-softmax; with parameters as
-    vae-kl,code_size=8,epochs=5. Or it is yours: module:function, called with the classifier, that returns an object
-    with score(images) -> [n].
+    magnet, defense-gan, feature-squeezing, lid, rbf-disagreement or synthesis-disagreement; a control: random,
+    median-filter or max-softmax; with parameters as vae-kl,code_size=8,epochs=5. Or it is yours: module:function,
+    called with the classifier, that returns an object with score(images) -> [n].
     """,
     help_epilogue=examples(
         "brittle detect vae-kl --model MODEL --data mnist --out D",
@@ -127,9 +127,9 @@ def detect(
         )
     for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
-    for one in named:
-        require_fit(one, loaded)
     training = load_training(training_data, subject.data, loaded.dataset)
+    for one in named:
+        require_fit(one, loaded, training)
     others = load_foreign(foreign, loaded)
     split = split_images(len(loaded.dataset), question.seed)
     asked = {

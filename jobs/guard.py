@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from workers.detectors.detector import OnStep
     from workers.images import Dataset
     from workers.training.networks import Network
+    from workers.training.second_model import SecondModel
 
 __all__ = [
     "EXPLAINED",
@@ -43,6 +44,7 @@ __all__ = [
     "score",
     "split_images",
     "trained",
+    "trained_second",
 ]
 
 CALIBRATION = 5000
@@ -230,7 +232,7 @@ def guard(
     return Guard(named, detector, behind[0.05], behind.get(0.01), thresholds, calibration, test, explained)
 
 
-def require_fit(named: Named, subject: Subject) -> None:
+def require_fit(named: Named, subject: Subject, training: "Dataset") -> None:
     """Refuses a detector that cannot take this classifier and these images, before anything is done.
 
     Raises:
@@ -239,6 +241,11 @@ def require_fit(named: Named, subject: Subject) -> None:
     from workers.detectors.user import UserDetector
 
     detector = named.recipe.build(subject.model, subject.dataset.shape)
+    if named.recipe.second_models() and training.classes != subject.classes:
+        raise WrongInput(
+            f"{named.text}: learns the classifier's classes from the training images, which have labels of "
+            f"{training.classes}; expected {subject.classes}"
+        )
     if not isinstance(named.recipe, UserDetector):
         return  # not fitted yet, it has no scores
     import torch
@@ -310,7 +317,7 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
 
 
 def load_networks(recipe: "DetectorRecipe", detector: "Detector", training: "Dataset", folder: Path) -> None:
-    """Gives a detector its networks, trained with progress or read from where they were kept.
+    """Gives a detector its networks and second models, trained with progress or read from where they were kept.
 
     Args:
         recipe, detector: whose networks.
@@ -323,6 +330,9 @@ def load_networks(recipe: "DetectorRecipe", detector: "Detector", training: "Dat
     data = training.content_hash()[:8]
     for attribute, network in recipe.networks().items():
         detector.get_submodule(attribute).load_state_dict(trained(network, training, folder / f"{network.key}-{data}"))
+    for attribute, second in recipe.second_models().items():
+        weights = trained_second(second, training, folder / f"{second.key}-{data}")
+        detector.get_submodule(attribute).load_state_dict(weights)
 
 
 def trained(network: "Network", training: "Dataset", folder: Path) -> "dict[str, Tensor]":
@@ -339,6 +349,25 @@ def trained(network: "Network", training: "Dataset", folder: Path) -> "dict[str,
     for epoch, new in followed(epochs_of, network.epochs, steps, f"training {network.NAME}"):
         if new:
             say(f"{network.NAME}: epoch {epoch.epoch}, loss {epoch.loss:.3f}")
+    return last_weights(folder)
+
+
+def trained_second(second: "SecondModel", training: "Dataset", folder: Path) -> "dict[str, Tensor]":
+    """Weights of a second model, trained with progress or read from where they were kept.
+
+    Raises:
+        WrongInput: for a folder that holds something else.
+    """
+    from workers.training.checkpoints import last_weights
+    from workers.training.classifiers import train
+
+    learned, held_out = second.split(training)
+    name, steps = second.defense.NAME, len(learned) // second.recipe.batch_size
+    for stage in second.stages(training, folder):
+        epochs_of = partial(train, learned, held_out, stage.recipe, stage.folder, defense=stage.defense)
+        for epoch, new in followed(epochs_of, stage.recipe.epochs, steps, f"training {name}: {stage.title}"):
+            if new:
+                say(f"{name}: {stage.title}, epoch {epoch.epoch}, accuracy {epoch.accuracy:.2%} on held-out images")
     return last_weights(folder)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from workers.detectors.controls import MaxSoftmax, MedianFilter, RandomScore
 from workers.detectors.defense_gan import DefenseGAN
 from workers.detectors.detector import Detector, DetectorRecipe
+from workers.detectors.disagreement import RBFDisagreement, SynthesisDisagreement
 from workers.detectors.feature_squeezing import FeatureSqueezing
 from workers.detectors.lid import LID
 from workers.detectors.magnet import MagNet
@@ -28,6 +29,8 @@ DETECTORS: dict[str, type[DetectorRecipe]] = {
         DefenseGAN,
         FeatureSqueezing,
         LID,
+        RBFDisagreement,
+        SynthesisDisagreement,
         RandomScore,
         MedianFilter,
         MaxSoftmax,

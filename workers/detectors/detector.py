@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from workers.parameters import Parameters
 from workers.training.networks import Network
+from workers.training.second_model import SecondModel
 
 __all__ = ["Detector", "DetectorRecipe", "OnStep"]
 
@@ -95,6 +96,10 @@ class DetectorRecipe(Parameters):
 
     def networks(self) -> dict[str, Network]:
         """The networks that are trained before it is fitted, by the attribute of the detector that holds each."""
+        return {}
+
+    def second_models(self) -> dict[str, SecondModel]:
+        """The classifiers that are trained before it is fitted, likewise; they learn labels too."""
         return {}
 
     @abstractmethod
