@@ -359,11 +359,11 @@ def trained_second(second: "SecondModel", training: "Dataset", folder: Path) -> 
         WrongInput: for a folder that holds something else.
     """
     from workers.training.checkpoints import last_weights
-    from workers.training.classifiers import train
+    from workers.training.classifiers import stages, train
 
     learned, held_out = second.split(training)
     name, steps = second.defense.NAME, len(learned) // second.recipe.batch_size
-    for stage in second.stages(training, folder):
+    for stage in stages(learned, held_out, second.recipe, folder, second.defense):
         epochs_of = partial(train, learned, held_out, stage.recipe, stage.folder, defense=stage.defense)
         for epoch, new in followed(epochs_of, stage.recipe.epochs, steps, f"training {name}: {stage.title}"):
             if new:

@@ -36,7 +36,8 @@ class DisagreementDetector(Detector):
         self.second = second
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        answered = self.classifier(images).argmax(dim=1, keepdim=True)
+        with torch.no_grad():  # a class has no derivative
+            answered = self.classifier(images).argmax(dim=1, keepdim=True)
         logits: Tensor = self.second(images)
         others = logits.scatter(1, answered, -torch.inf)
         return others.amax(dim=1) - logits.gather(1, answered)[:, 0]

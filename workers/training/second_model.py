@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from torch import nn
@@ -10,7 +9,7 @@ from torch import nn
 from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.models.loading import construct
-from workers.training.classifiers import Recipe, Stage, stages
+from workers.training.classifiers import Recipe
 from workers.training.defense import Defense
 
 __all__ = ["SecondModel"]
@@ -22,6 +21,8 @@ HELD_OUT = 1000
 @dataclass(frozen=True)
 class SecondModel:
     """A classifier and how it is trained.
+
+    `workers.training.classifiers.stages` gives its trainings, on what `split` makes of the training images.
 
     Attributes:
         defense: by what.
@@ -57,11 +58,3 @@ class SecondModel:
             for rows in (np.sort(order[:size]), np.sort(order[size:]))
         )
         return learned, held_out
-
-    def stages(self, training: Dataset, folder: Path) -> list[Stage]:
-        """Its trainings in their order, its own last, for `workers.training.classifiers.train` on what `split` gives.
-
-        Raises:
-            WrongInput: for too few images, or a folder that holds another training.
-        """
-        return stages(*self.split(training), self.recipe, folder, self.defense)
