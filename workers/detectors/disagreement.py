@@ -46,7 +46,7 @@ class DisagreementDetector(Detector):
 class _DisagreementRecipe(DetectorRecipe):
     epochs: int = Field(8, ge=1, le=10_000, description="Of the second model's training.")
     training_seed: int = Field(
-        43, ge=0, lt=2**31, description="Of the second model's training; the classifier's own makes them more alike."
+        43, ge=0, lt=2**31, description="Of the second model's training; by default not that of brittle train."
     )
 
     @property
