@@ -103,7 +103,7 @@ def detect(
         retry_failed: Search the images again whose search failed.
     """
     from jobs.detection import Detection
-    from jobs.guard import Named, require_fit, split_images
+    from jobs.guard import Named, require_classes, require_fit, split_images
     from workers.detectors.guarded import Guarded
 
     threat, question = threat or DetectorThreat(), question or Question()
@@ -127,9 +127,11 @@ def detect(
         )
     for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
+    for one in named:
+        require_fit(one, loaded)
     training = load_training(training_data, subject.data, loaded.dataset)
     for one in named:
-        require_fit(one, loaded, training)
+        require_classes(one, loaded, training)
     others = load_foreign(foreign, loaded)
     split = split_images(len(loaded.dataset), question.seed)
     asked = {

@@ -40,6 +40,7 @@ __all__ = [
     "Split",
     "guard",
     "load_networks",
+    "require_classes",
     "require_fit",
     "score",
     "split_images",
@@ -232,7 +233,7 @@ def guard(
     return Guard(named, detector, behind[0.05], behind.get(0.01), thresholds, calibration, test, explained)
 
 
-def require_fit(named: Named, subject: Subject, training: "Dataset") -> None:
+def require_fit(named: Named, subject: Subject) -> None:
     """Refuses a detector that cannot take this classifier and these images, before anything is done.
 
     Raises:
@@ -241,11 +242,6 @@ def require_fit(named: Named, subject: Subject, training: "Dataset") -> None:
     from workers.detectors.user import UserDetector
 
     detector = named.recipe.build(subject.model, subject.dataset.shape)
-    if named.recipe.second_models() and training.classes != subject.classes:
-        raise WrongInput(
-            f"{named.text}: learns the classifier's classes from the training images, which have labels of "
-            f"{training.classes}; expected {subject.classes}"
-        )
     if not isinstance(named.recipe, UserDetector):
         return  # not fitted yet, it has no scores
     import torch
@@ -260,6 +256,19 @@ def require_fit(named: Named, subject: Subject, training: "Dataset") -> None:
     if list(logits.shape) != [len(images), subject.classes]:
         expected = f"[{len(images)}, {subject.classes}]"
         raise WrongInput(f"{named.text}: predict must return logits {expected}, got {list(logits.shape)}")
+
+
+def require_classes(named: Named, subject: Subject, training: "Dataset") -> None:
+    """Refuses training images from which a second model would not learn the classifier's classes.
+
+    Raises:
+        WrongInput: saying so.
+    """
+    if named.recipe.second_models() and training.classes != subject.classes:
+        raise WrongInput(
+            f"--training-data: {named.text} learns the classifier's classes from it; expected images of "
+            f"{subject.classes} classes, got {training.classes}"
+        )
 
 
 def _has_gradient(detector: "Detector", subject: Subject) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.guard import Named, load_networks, require_fit, trained_second
+from jobs.guard import Named, load_networks, require_classes, trained_second
 from jobs.subject import Subject
 from tests.conftest import random_model
 from workers.detectors.disagreement import RBFDisagreement, SynthesisDisagreement
@@ -58,7 +58,7 @@ def test_a_second_model_of_other_classes_is_refused() -> None:
     )
     few = Dataset(images, np.arange(30) % (classes - 1), "train", "noise")
     named = Named.of("rbf-disagreement")
-    with pytest.raises(WrongInput, match=f"labels of {classes - 1}; expected {classes}"):
-        require_fit(named, subject, few)
-    require_fit(named, subject, subject.dataset)
-    require_fit(Named.of("max-softmax"), subject, few)
+    with pytest.raises(WrongInput, match=f"expected images of {classes} classes, got {classes - 1}"):
+        require_classes(named, subject, few)
+    require_classes(named, subject, subject.dataset)
+    require_classes(Named.of("max-softmax"), subject, few)
