@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
+import numpy as np
+from scipy.stats import binomtest, bootstrap
 
-__all__ = ["Estimate", "Rate"]
+__all__ = ["Estimate", "Rate", "median"]
 
 
 @dataclass(frozen=True)
@@ -49,3 +50,30 @@ class Rate:
             return "no images"
         low, high = self.interval
         return f"{self.hits / self.total:.1%} ({low:.1%} to {high:.1%}, {self.hits} of {self.total})"
+
+
+def median(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Estimate:
+    """The median of independent images, with its 95 % percentile bootstrap interval.
+
+    Ranks are resampled in the values' place, and the interval's ends are the values at the nearest ranks outwards: so
+    it holds for infinite values (a distance where a search found nothing), between which no quantile can be taken.
+
+    Args:
+        values: float ``[n]``, n ≥ 1; may be infinite, not NaN.
+        resamples: of the bootstrap.
+        seed: of its draws.
+    """
+    ascending = np.sort(values)
+    middle = float(np.median(ascending))
+    if len(ascending) == 1:
+        return Estimate(middle, (-np.inf, np.inf))  # one says nothing of how others would vary
+    found = bootstrap(
+        (np.arange(len(ascending)),),
+        np.median,
+        n_resamples=resamples,
+        batch=1000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    low, high = ascending[int(np.floor(found.low))], ascending[int(np.ceil(found.high))]
+    return Estimate(middle, (float(low), float(high)))

@@ -1,9 +1,10 @@
-"""Wilson intervals against the closed form, and summaries by hand."""
+"""Wilson intervals against the closed form, medians against the order statistics' binomial, summaries by hand."""
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
-from analysis.statistics import Rate
+from analysis.statistics import Rate, median
 from analysis.summary import summarise
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
@@ -23,6 +24,33 @@ def test_wilson_in_closed_form(hits: int, total: int) -> None:
 
 def test_nothing_has_no_rate() -> None:
     assert (Rate(0, 0).value, Rate(0, 0).interval, str(Rate(0, 0))) == (None, None, "no images")
+
+
+@pytest.mark.parametrize("size", [31, 200])
+def test_a_median_s_interval_is_that_of_order_statistics(size: int) -> None:
+    values = np.random.default_rng(size).permutation(np.arange(size) ** 2.0)
+    found = median(values)
+    assert found.value == np.median(values)
+    low, high = np.sqrt(found.interval)
+    # the interval without a model: order statistics whose binomial probabilities are the bounds
+    assert low == pytest.approx(binom.ppf(0.025, size, 0.5), abs=2)
+    assert high == pytest.approx(binom.ppf(0.975, size, 0.5), abs=2)
+
+
+def test_a_median_of_what_may_be_infinite() -> None:
+    values = np.linspace(1, 2, 100)
+    finite = median(values)
+    values[75:] = np.inf
+    assert median(values) == finite
+    values[55:] = np.inf
+    assert median(values).value == finite.value
+    assert median(values).interval == (finite.interval[0], np.inf)
+    values[45:] = np.inf
+    assert median(values).value == np.inf
+    assert median(values).interval[1] == np.inf
+    assert np.isfinite(median(values).interval[0])
+    assert median(np.full(7, np.inf)).interval == (np.inf, np.inf)
+    assert median(np.array([2.0])).interval == (-np.inf, np.inf)
 
 
 def test_summary_by_hand() -> None:
