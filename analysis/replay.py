@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from workers.attacks.attack import Attack
-from workers.detectors.guarded import Guarded, Judged
+from workers.detectors.guarded import Judged
 from workers.evaluation.dense import DenseEvaluator
 from workers.images import Dataset
+from workers.remedies.remedied import judging
 from workers.results import Status, distances
 
 __all__ = ["TOLERANCE", "first_difference", "stored_images"]
@@ -57,8 +58,7 @@ def first_difference(
     Returns:
         The first row that differs, and in what; None when none does.
     """
-    whole = Judged(model) if isinstance(model, Guarded) else model
-    evaluator = DenseEvaluator(whole, block=block, batch=batch)
+    evaluator = DenseEvaluator(judging(model), block=block, batch=batch)
     for start in range(0, len(table), 16 * batch):
         rows = table.slice(start, 16 * batch)
         kept = rows.filter(pc.not_equal(rows["status"].cast(pa.string()), str(Status.FAILED)))

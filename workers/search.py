@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from workers.attacks.attack import Attack
-from workers.detectors.guarded import Guarded, Judged
+from workers.detectors.guarded import Judged
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
 from workers.evaluation.scores import lead, log_odds
 from workers.losses import Loss, cotangents, values
+from workers.remedies.remedied import Remedied, judging
 from workers.results import SearchResult, Status, distances
 
 __all__ = ["Around", "Batch", "Goal", "search", "search_budgets"]
@@ -269,7 +270,8 @@ def search_budgets(
             within a budget is not searched again within a larger one: its row is carried on. The counts of a row
             are of all searches up to its budget. (Neither holds where `Attack.CARRIES` says so.)
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``; run in ``eval()`` mode, and left in
-            the mode it came in. Behind a detector (`Guarded`) an image is broken when it is not flagged either.
+            the mode it came in. Behind a detector (`Guarded`) an image is broken when it is not flagged either; one
+            that hides its gradients (`Remedied`) is searched in another form, and an image is broken when it says so.
         images: uint8 ``[n, C, H, W]``, or float in [0, 1] on the 8-bit grid (multiples of 1/255); array or tensor.
         labels: integers ``[n]`` in 0 to K − 1.
         targets: one class or ``[n]`` of them; None for an untargeted search.
@@ -286,8 +288,7 @@ def search_budgets(
         ValueError: for images, labels, targets or ids of a wrong type, shape or range, or when the model's logits are
             not finite.
     """
-    whole = Judged(model) if isinstance(model, Guarded) else model
-    guarded = whole is not model
+    whole = judging(model)
     evaluator = DenseEvaluator(whole, block=block, batch=batch)
     clean = _eight_bit(images).to(evaluator.device)
     label = _class_numbers("labels", labels, len(clean))
@@ -296,26 +297,36 @@ def search_budgets(
     goal = Goal(
         torch.from_numpy(label).to(clean.device),
         None if target is None else torch.from_numpy(target).to(clean.device),
-        guarded,
+        isinstance(whole, Judged),
     )
 
-    def cotangents(logits: Tensor, part: slice) -> list[Tensor]:
-        _refuse_unknown_classes(label, target, logits.shape[1] - guarded)
-        return [goal.loss_cotangent(logits, torch.arange(part.start, part.stop, device=clean.device))]
+    def clean_pass(evaluator: DenseEvaluator, goal: Goal) -> tuple[Tensor, Tensor]:
+        """Logits and the loss's gradient."""
+
+        def cotangents(logits: Tensor, part: slice) -> list[Tensor]:
+            _refuse_unknown_classes(label, target, logits.shape[1] - goal.guarded)
+            return [goal.loss_cotangent(logits, torch.arange(part.start, part.stop, device=clean.device))]
+
+        logits, (gradient,) = evaluator.gradients(clean, cotangents)
+        return logits, gradient
 
     results: list[SearchResult] = []
     with _evaluation_mode(model):
         gradient = None
-        if attacks[0].USES_CLEAN_GRADIENT:
-            logits, (gradient,) = evaluator.gradients(clean, cotangents)
+        if attacks[0].USES_CLEAN_GRADIENT and not isinstance(model, Remedied):
+            logits, gradient = clean_pass(evaluator, goal)
         else:
             logits = evaluator.logits(clean)
         _require_finite(logits)
         logits, _ = goal.apart(logits)
         _refuse_unknown_classes(label, target, logits.shape[1])
+        searched = DenseEvaluator(model.searched, block=block, batch=batch) if isinstance(model, Remedied) else None
+        if attacks[0].USES_CLEAN_GRADIENT and searched is not None:
+            _, gradient = clean_pass(searched, Goal(goal.labels, goal.targets))
         subject = _Subject(
             model,
             evaluator,
+            searched,
             clean,
             logits,
             gradient,
@@ -336,10 +347,14 @@ def search_budgets(
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is the same at every budget: the evaluator, the clean images and what they are to become."""
+    """What is the same at every budget: the clean images, what they are to become, and what says whether they are.
+
+    That is the evaluator; ``searched`` is what a search is to look at instead, where that is something else.
+    """
 
     model: nn.Module
     evaluator: DenseEvaluator
+    searched: DenseEvaluator | None
     clean: Tensor
     logits: Tensor
     gradient: Tensor | None
@@ -378,9 +393,11 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
     keys = [
         (subject.seed, int(subject.ids[i]), 0 if target is None else int(target[i]) + 1, attack_key) for i in searched
     ]
-    evaluator, seen = subject.evaluator, goal
-    if goal.guarded and not attack.JOINT:  # it searches as if there were no detector, and is judged behind it
+    evaluator, seen = subject.searched or subject.evaluator, goal
+    if goal.guarded and subject.searched is None and not attack.JOINT:
+        # it searches as if there were no detector, and is judged behind it
         evaluator = DenseEvaluator(subject.model, block=evaluator.block, batch=evaluator.batch)
+    if evaluator is not subject.evaluator:
         seen = Goal(goal.labels, goal.targets)
     state = Batch(clean[rows], seen, subject.logits.shape[1], evaluator, keys, gradient)
     if len(searched):
@@ -390,10 +407,14 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
     _require_finite(logits)
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
     logits, _ = goal.apart(logits)
-    status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
+    if subject.searched is None:  # what is proved of another view of the model is not proved of its own answers
+        status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
 
-    counts[:, searched] += torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
+    spent = torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
+    if isinstance(subject.model, Remedied):
+        spent[:2] *= subject.model.asked
+    counts[:, searched] += spent
     stored = adversarial.cpu().numpy()
     return SearchResult(
         image_id=subject.ids,

@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "torchattacks:PGDL2": {"eps": 0.7, "steps": 4},
     "torchattacks:APGD": {"eps": 0.7, "norm": "L2", "steps": 4},
     "torchattacks:FAB": {"eps": 0.1, "steps": 3},
+    "torchattacks:AutoAttack": {"eps": 0.1, "version": "rand"},
     "torchattacks:Jitter": {"eps": 0.1, "steps": 4},
     "torchattacks:OnePixel": {"steps": 3},
     "torchattacks:Square": {"eps": 0.1, "n_queries": 12},

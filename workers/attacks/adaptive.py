@@ -61,6 +61,7 @@ class Adaptive(Attack):
     """
 
     NAME: ClassVar[str] = "adaptive"
+    BY_GRADIENTS: ClassVar[bool] = True
 
     form: Form = Field("joint", description="How the gradients of classifier and detector are put together.")
     norm: Norm = Field("l2", description="What is made small: l2 (Euclidean length) or linf (largest change).")

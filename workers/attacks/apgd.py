@@ -32,6 +32,7 @@ class APGD(NormBallAttack):
     """
 
     NAME: ClassVar[str] = "apgd"
+    BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps of a run.")
     restarts: int = Field(1, ge=1, description="Most runs, each from a random start of its own.")

@@ -48,6 +48,9 @@ class Attack(Parameters):
     USES_CLEAN_GRADIENT: ClassVar[bool] = False
     """Whether the search begins with the gradient of the loss ``ce`` at the clean images, `Batch.clean_gradient`."""
 
+    BY_GRADIENTS: ClassVar[bool] = False
+    """Whether the search goes by gradients of the logits, and is blind where a model hides them."""
+
     @classmethod
     def at_each_budget(cls, parameters: Mapping[str, Any]) -> tuple[Self, ...]:
         """The attacks of a search over several budgets, smallest first.

@@ -30,6 +30,7 @@ class DDN(Attack):
     """
 
     NAME: ClassVar[str] = "ddn"
+    BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
     start: float = Field(1.0, gt=0, description="The first length of the change, on pixels in [0, 1].")

@@ -25,6 +25,7 @@ class FGSM(Attack):
     """
 
     NAME: ClassVar[str] = "fgsm"
+    BY_GRADIENTS: ClassVar[bool] = True
     BUDGET: ClassVar[str | None] = "epsilon"
     CARRIES: ClassVar[bool] = False
     USES_CLEAN_GRADIENT: ClassVar[bool] = True
@@ -57,6 +58,7 @@ class IterativeFGSM(Attack):
     """
 
     NAME: ClassVar[str] = "ifgsm"
+    BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(200, ge=1, le=1_000_000, description="Most steps.")
     step_size: float = Field(0.001, gt=0, le=1, description="Size of a step on pixels in [0, 1].")

@@ -47,6 +47,7 @@ class JSMA(Attack):
     """
 
     NAME: ClassVar[str] = "jsma"
+    BY_GRADIENTS: ClassVar[bool] = True
     JOINT: ClassVar[bool] = False
 
     map: Literal["prediction", "classes", "pair"] = Field(

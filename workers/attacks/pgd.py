@@ -28,6 +28,7 @@ class PGD(NormBallAttack):
     """
 
     NAME: ClassVar[str] = "pgd"
+    BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(40, ge=1, le=1_000_000, description="Steps of a run.")
     step_size: float | None = Field(None, gt=0, description="Size of a step, in the norm; 2.5·ε/steps when absent.")

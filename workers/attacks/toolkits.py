@@ -54,6 +54,7 @@ class ToolkitAttack(Attack):
     """
 
     JOINT: ClassVar[bool] = False
+    BY_GRADIENTS: ClassVar[bool] = True  # nearly all do, and none says so
     CARRIES: ClassVar[bool] = False  # a row at ε is what the toolkit makes of that image at that ε
     METHOD: ClassVar[Any]
     """The toolkit's class."""

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from workers.detectors.guarded import Guarded, Judged
+from workers.detectors.guarded import Judged
 from workers.evaluation.dense import DenseEvaluator
+from workers.remedies.remedied import judging
 
 __all__ = ["REJECTED", "answers"]
 
@@ -30,8 +31,8 @@ def answers(
     Returns:
         int64 ``[n]``; `REJECTED` where the model rejects.
     """
-    guarded = isinstance(model, Guarded)
-    evaluator = DenseEvaluator(Judged(model) if isinstance(model, Guarded) else model)
+    whole = judging(model)
+    guarded, evaluator = isinstance(whole, Judged), DenseEvaluator(whole)
     found = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(images), CHUNK):
         logits = evaluator.logits(torch.tensor(images[start : start + CHUNK], device=evaluator.device)).cpu()

@@ -8,7 +8,7 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from workers.models.kernel import KernelMachine
 from workers.models.mlp import MLP
 from workers.models.rbf import RBFNetwork
 from workers.models.synthesis import SynthesisClassifier
+from workers.remedies.remedies import NONE, Remedies
 
 __all__ = ["ModelRecipe", "check_model", "construct", "hash_of_sources", "pack_weights", "read_model", "user_function"]
 
@@ -41,6 +42,9 @@ class ModelRecipe:
         weights_path: the safetensors the user named beside a function, None otherwise.
         content_hash: SHA-256 of architecture, weights, normalisation, and of the source of a user's function and of
             the user's own modules that it imports.
+        remedies: what is done to it before it is searched.
+        surrogate: another model, which is searched in its place.
+        given: the content hash of the model as it was given; empty where that is what this is.
     """
 
     reference: str
@@ -50,6 +54,9 @@ class ModelRecipe:
     std: tuple[float, ...]
     weights_path: Path | None
     content_hash: str
+    remedies: Remedies = NONE
+    surrogate: "ModelRecipe | None" = None
+    given: str = ""
 
     def build(self, device: str = "cpu") -> nn.Module:
         """Builds the model in ``eval()`` mode on a device, its parameters frozen."""
@@ -60,7 +67,25 @@ class ModelRecipe:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.mean:
             model = Normalised(model, self.mean, self.std)
+        if self.remedies or self.surrogate:
+            from workers.remedies.remedied import Remedied
+
+            model = Remedied(model, self.remedies, self.surrogate.build(device) if self.surrogate else None)
         return model.to(device).eval().requires_grad_(False)
+
+    @property
+    def given_hash(self) -> str:
+        """The content hash of the model as it was given, whatever is done to search it."""
+        return self.given or self.content_hash
+
+    def searched_as(self, remedies: Remedies, surrogate: "ModelRecipe | None" = None) -> "ModelRecipe":
+        """The same model, its own answers still those that count, searched under remedies or through a surrogate."""
+        given = self.given_hash
+        if not remedies and surrogate is None:
+            return replace(self, remedies=NONE, surrogate=None, content_hash=given, given="")
+        parts = [given, remedies.describe(), surrogate.content_hash if surrogate else None]
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        return replace(self, remedies=remedies, surrogate=surrogate, content_hash=digest, given=given)
 
 
 def read_model(

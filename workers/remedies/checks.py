@@ -1,0 +1,104 @@
+"""A check of an attack's validity: its name, what came of it, and what was done about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from workers.remedies.remedies import NONE, Remedies
+
+__all__ = ["ANSWERS", "UNPROBED", "Check", "Probe", "State"]
+
+
+ANSWERS = ("finite answers", "other images of a call")
+"""The checks on whether an image has an answer of its own: where one fails, it is not even sure what is broken."""
+
+
+class State(StrEnum):
+    """What came of a check.
+
+    ``passed``: nothing speaks against the attack. ``remedied``: something did, and no longer does. ``failed``: it still
+    does: what the attack left need not be robust. ``not run``: there was no need, no means or no budget.
+    """
+
+    PASSED = "passed"
+    REMEDIED = "remedied"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Attributes:
+        name: what is looked for.
+        state: what came of it.
+        reason: what was seen, a clause.
+        remedy: what was done about it; empty for nothing.
+        seconds: wall time of the check and its remedy; those made together share theirs out.
+    """
+
+    name: str
+    state: State
+    reason: str
+    remedy: str = ""
+    seconds: float = 0.0
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return vars(self) | {"state": str(self.state)}
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Check":
+        """What `describe` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: for something else.
+        """
+        return cls(**{**described, "state": State(described["state"])})
+
+    def __str__(self) -> str:
+        done = f"; remedy: {self.remedy}" if self.remedy else ""
+        return f"{self.name}: {self.state}: {self.reason}{done}"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What was found out about a model.
+
+    Attributes:
+        checks: in the order in which they are made.
+        remedies: what to search in the model's place; nothing for a model that hides nothing.
+        differentiable: whether the model as given has a gradient to search by.
+        searchable: whether it has one under the remedies.
+    """
+
+    checks: tuple[Check, ...] = ()
+    remedies: Remedies = NONE
+    differentiable: bool = True
+    searchable: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "checks": [check.describe() for check in self.checks],
+            "remedies": self.remedies.describe(),
+            "differentiable": self.differentiable,
+            "searchable": self.searchable,
+        }
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> "Probe":
+        """What `describe` gave.
+
+        Raises:
+            KeyError, TypeError, ValueError: for something else.
+        """
+        checks = tuple(Check.of(check) for check in described["checks"])
+        flags = described["differentiable"], described["searchable"]
+        return cls(checks, Remedies.of(described["remedies"]), *flags)
+
+
+UNPROBED = Probe()
+"""Of a model that nothing was found out about."""

@@ -1,0 +1,306 @@
+"""Whether a model shows its gradients and logits to a search, and by what remedy it can be made to."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workers.evaluation.dense import DenseEvaluator
+from workers.losses import cotangents, values
+from workers.remedies.checks import Check, Probe, State
+from workers.remedies.remedied import SEARCHED_DRAWS, Searched
+from workers.remedies.remedies import Remedies
+
+__all__ = ["PROBED", "probe"]
+
+PROBED = 32
+"""Images that a probe looks at; clean ones are enough."""
+
+STEPS = (2, 16, 48)
+"""Levels by which images are moved along the gradient's sign, to see whether the loss rises as it says."""
+
+CONSISTENT = 0.3
+"""The share of the rise of the loss that a gradient foretells which must come: the median image's, at its best step."""
+ZERO = 0.05
+"""The share of images that may have no gradient at all."""
+AGREEMENT = 0.9
+"""The share of images on which logits found inside a model, or its answers to each alone, must name its own class."""
+DISTINCT = 0.5
+"""The share of all logits that must be different numbers."""
+GAPS = (0.1, 1000.0)
+"""The median lead of the highest logit within which no exponential of a loss over- or underflows."""
+FAR = 64
+"""Levels of the noise under which logits found inside a model must still name its class."""
+SAME = 1e-3
+"""Answers that differ by less than this share of their spread are the same: convolutions round as they are batched."""
+
+
+@dataclass(frozen=True)
+class _View:
+    """What a search sees of a model under some remedies.
+
+    Attributes:
+        error: why there is no gradient; empty when there is one.
+        zero: the share of images whose gradient is zero or not finite.
+        consistency: of the others, the median share of the foretold rise of the loss that came.
+        distinct: the share of all logits that are different numbers.
+        probabilities: whether what is seen sums to one.
+        gap: the median lead of the highest logit.
+        agreement: the share of images whose class is the model's own.
+    """
+
+    error: str
+    zero: float
+    consistency: float
+    distinct: float
+    probabilities: bool
+    gap: float
+    agreement: float
+
+    @property
+    def gradient(self) -> bool:
+        """Whether a search can go by the gradient."""
+        return not self.error and self.zero <= ZERO and self.consistency >= CONSISTENT
+
+    @property
+    def resolved(self) -> bool:
+        """Whether logits tell images apart."""
+        return self.distinct >= DISTINCT
+
+    def clear(self, gradients: bool) -> bool:
+        """Whether nothing is left to remedy, for a search that goes by gradients or one that does not."""
+        return (self.gradient or not gradients) and self.resolved and not self.probabilities
+
+    def rank(self, gradients: bool) -> tuple[bool, ...]:
+        """The better of two views has the higher rank: a gradient to go by counts first."""
+        found = (self.gradient, not self.error) if gradients else ()
+        return (*found, self.resolved, not self.probabilities)
+
+
+def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Probe:
+    """Looks at a model and tries remedies, the mildest first, until gradients and logits are of use.
+
+    Args:
+        model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``, in ``eval()`` mode, parameters frozen.
+        images: uint8 ``[n, C, H, W]``, clean; the first `PROBED` are looked at.
+        gradients: whether searches will go by gradients; without, the checks on these are left out.
+
+    Raises:
+        Exception: whatever a foreign model raises when it is asked for an answer.
+    """
+    started = time.perf_counter()
+    clean = torch.tensor(_different(images)).to(DenseEvaluator(model).device)
+    finite = int(_logits(model, clean).isfinite().all(dim=1).sum())
+    if finite < len(clean):
+        reason = f"{len(clean) - finite} of {len(clean)} images have answers that are not finite numbers"
+        return Probe((Check("finite answers", State.FAILED, reason, seconds=time.perf_counter() - started),))
+    answering, repeated = _repeats(model, clean)
+    own = _logits(Searched(model, answering), torch.cat([clean, _noisy(clean, FAR)]))
+    given = _view(model, answering, clean, own)
+    chosen, best = answering, given
+    if not given.clear(gradients):
+        for remedies in _candidates(model, answering, clean, given):
+            view = _view(model, remedies, clean, own)
+            if view.agreement >= AGREEMENT and view.rank(gradients) > best.rank(gradients):
+                chosen, best = remedies, view
+            if best.clear(gradients):
+                break
+    if not GAPS[0] <= best.gap <= GAPS[1]:
+        chosen = replace(chosen, scale=2.0 ** round(math.log2(10 / max(best.gap, 1e-30))))
+    found = (*repeated, *_outputs(given, best, chosen), *(_gradients(given, best, chosen) if gradients else ()))
+    seconds = (time.perf_counter() - started) / len(found)
+    return Probe(tuple(replace(check, seconds=seconds) for check in found), chosen, not given.error, not best.error)
+
+
+def _repeats(model: nn.Module, clean: Tensor) -> tuple[Remedies, list[Check]]:
+    """What must be done for an answer to be the image's alone, and the checks on that."""
+    first, second = (_logits(model, clean) for _ in range(2))
+    remedies = Remedies() if _same(first, second) else Remedies(draws=SEARCHED_DRAWS)
+    held = not remedies or _same(*(_logits(Searched(model, remedies), clean) for _ in range(2)))
+    name = "randomised model"
+    if not remedies:
+        drawn = Check(name, State.PASSED, "the same image is answered alike each time")
+    else:
+        reason = "the same image is answered differently each time" + ", whatever the seed" * (not held)
+        drawn = Check(name, State.REMEDIED if held else State.FAILED, reason, str(remedies) * held)
+    name = "other images of a call"
+    if not held:
+        return remedies, [drawn, Check(name, State.NOT_RUN, "answers differ anyway")]
+    if _independent(Searched(model, remedies), clean):
+        return remedies, [drawn, Check(name, State.PASSED, "do not change an answer")]
+    alone, reason = replace(remedies, alone=True), "change the answer to an image"
+    try:
+        among, single = (_logits(Searched(model, each), clean).argmax(dim=1) for each in (remedies, alone))
+        held = _independent(Searched(model, alone), clean) and bool((among == single).float().mean() >= AGREEMENT)
+    except Exception:  # a model that cannot be asked about a single image may raise anything
+        held = False
+    if not held:
+        return remedies, [drawn, Check(name, State.FAILED, reason)]
+    return alone, [drawn, Check(name, State.REMEDIED, reason, "each image is asked about alone")]
+
+
+def _independent(model: nn.Module, clean: Tensor) -> bool:
+    """Whether answers stay the same in another order, among fewer and among more images."""
+    answers = _logits(model, clean)
+    last = min(3, len(clean))
+    return (
+        _same(answers, _logits(model, clean.flip(0)).flip(0))
+        and _same(answers[-last:], _logits(model, clean[-last:]), answers)
+        and _same(answers, _logits(model, torch.cat([clean.flip(0), clean]))[len(clean) :])
+    )
+
+
+def _same(one: Tensor, other: Tensor, spread_of: Tensor | None = None) -> bool:
+    spread = (one if spread_of is None else spread_of).std().nan_to_num(0)
+    return bool(((one - other).abs() <= SAME * spread + 1e-12).all())
+
+
+def _different(images: np.ndarray) -> np.ndarray:
+    """The first `PROBED` of the first images that are different ones."""
+    some = images[: 4 * PROBED]
+    _, first = np.unique(some.reshape(len(some), -1), axis=0, return_index=True)
+    return some[np.sort(first)[:PROBED]]
+
+
+def _candidates(model: nn.Module, plain: Remedies, clean: Tensor, given: _View) -> Iterator[Remedies]:
+    """What could help, the mildest first: logits inside, logarithms, gradients that go straight through."""
+    for way in (None, "operations", "input"):
+        remedies = replace(plain, straight_through=way)
+        if way is not None:
+            yield remedies
+        for place in range(1, _insides(model, remedies, clean) + 1):
+            yield replace(remedies, inside=place)
+        if given.probabilities:
+            yield replace(remedies, logarithm=True)
+
+
+def _insides(model: nn.Module, remedies: Remedies, clean: Tensor) -> int:
+    """How many tensors inside the model have the shape of its answer."""
+    images = torch.zeros((16, *clean.shape[1:]), device=clean.device)
+    images[: len(clean)] = clean[:16].float() / 255
+    try:
+        images = images[: 1 if remedies.alone else None].requires_grad_(True)
+        answer, before = Searched(model, remedies).within(images, 0 if remedies.draws else None)
+        return len(before(answer))
+    except Exception:  # a foreign model under a remedy that does not suit it may raise anything
+        return 0
+
+
+_NOTHING = _View("it cannot be searched", 1.0, 0.0, 0.0, False, 1.0, 0.0)
+
+
+def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _View:
+    """Measures what a search would see; `own` are the model's answers to the images and to noisy copies."""
+    searched = Searched(model, remedies)
+    try:
+        seen = _logits(searched, torch.cat([clean, _noisy(clean, FAR)]))
+    except Exception:  # as above
+        return _NOTHING
+    if not bool(seen.isfinite().all()):
+        return _NOTHING
+    logits = seen[: len(clean)]
+    top = logits.topk(2, dim=1).values
+    error, zero, consistency = _gradient(searched, clean, logits)
+    return _View(
+        error=error,
+        zero=zero,
+        consistency=consistency,
+        distinct=len(np.unique(logits.cpu().numpy())) / logits.numel(),
+        probabilities=bool((seen >= 0).all() and ((seen.sum(dim=1) - 1).abs() < 1e-3).all()),
+        gap=float((top[:, 0] - top[:, 1]).median()),
+        agreement=float((own.gather(1, seen.argmax(dim=1)[:, None])[:, 0] == own.amax(dim=1)).float().mean()),
+    )
+
+
+def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, float, float]:
+    """Why there is no gradient, the share of images where it is zero, and how much of what it foretells comes."""
+    label = logits.argmax(dim=1)
+    evaluator = DenseEvaluator(searched)
+    try:
+        _, (gradient,) = evaluator.gradients(
+            clean, lambda found, rows: [cotangents("margin", found, label[rows], None)]
+        )
+    except Exception as error:  # as above
+        return f"{type(error).__name__}", 1.0, 0.0
+    finite = gradient.flatten(1).isfinite().all(dim=1)
+    usable = finite & (gradient.flatten(1).abs().amax(dim=1) > 0)
+    if not bool(usable.any()):
+        return "", 1.0, 0.0
+    before, best = values("margin", logits, label, None), torch.full(label.shape, -torch.inf, device=label.device)
+    for levels in STEPS:
+        moved = (clean + levels * gradient.sign().nan_to_num(0)).clamp(0, 255).to(torch.uint8)
+        foretold = (gradient * (moved.float() - clean.float()) / 255).flatten(1).sum(dim=1)
+        came = values("margin", _logits(searched, moved), label, None) - before
+        best = torch.maximum(best, (came / foretold.clamp(min=1e-30)).nan_to_num(0))
+    return "", float(1 - usable.float().mean()), float(best[usable].median())
+
+
+def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
+    """The checks on the logits that a search sees: of the model as given, and under what was chosen."""
+    share, scaled = f"{given.distinct:.0%} of the logits are distinct", chosen.scale != 1
+    return [
+        _check(
+            "softmax as logits",
+            "the answers are probabilities, whose loss is flat where they are sure"
+            if given.probabilities
+            else "the answers are no probabilities",
+            given.probabilities,
+            best.probabilities,
+            chosen,
+        ),
+        _check("saturated or quantised outputs", share, not given.resolved, not best.resolved, chosen),
+        Check(
+            "scale of logits",
+            State.REMEDIED if scaled else State.PASSED,
+            f"the highest leads by {best.gap:.3g} on the median image",
+            f"logits times {chosen.scale:.3g}" * scaled,
+        ),
+    ]
+
+
+def _gradients(given: _View, best: _View, chosen: Remedies) -> list[Check]:
+    """The checks on its gradients, likewise."""
+    zero = f"{given.zero:.0%} of the images have no gradient"
+    path = f"no path leads from the logits back to the image ({given.error})"
+    came = "more than all" if given.consistency > 1.5 else f"{given.consistency:.0%}"
+    foretold = f"of the rise of the loss that the gradient foretells {came} comes"
+    none = bool(given.error) or given.zero == 1
+    return [
+        _check("non-differentiable step", path if given.error else "none", bool(given.error), bool(best.error), chosen),
+        _check(
+            "zero gradients",
+            "there are none" if given.error else zero,
+            given.zero > ZERO and not given.error,
+            best.zero > ZERO,
+            chosen,
+        ),
+        _check(
+            "masked gradients",
+            "there are none to compare" if none else foretold,
+            not none and given.consistency < CONSISTENT,
+            best.consistency < CONSISTENT,
+            chosen,
+        ),
+    ]
+
+
+def _check(name: str, reason: str, fired: bool, still: bool, chosen: Remedies) -> Check:
+    if not fired:
+        return Check(name, State.PASSED, reason)
+    if still:
+        return Check(name, State.FAILED, reason)
+    return Check(name, State.REMEDIED, reason, str(replace(chosen, draws=0, alone=False, scale=1.0)))
+
+
+def _noisy(images: Tensor, levels: int) -> Tensor:
+    """Every pixel moved by at most so many levels, the same for all images and at every call."""
+    drawn = np.random.default_rng(levels).integers(-levels, levels + 1, size=images.shape[1:], dtype=np.int16)
+    return (images.to(torch.int16) + torch.from_numpy(drawn).to(images.device)).clamp_(0, 255).to(torch.uint8)
+
+
+def _logits(model: nn.Module, images: Tensor) -> Tensor:
+    return DenseEvaluator(model).logits(images)
