@@ -226,12 +226,14 @@ class Verdict(StrEnum):
     """Whether robust accuracy is at least what was asked for.
 
     ``broken``: shown to be below. ``holds``: certified to be at least that. ``undecided``: neither. ``none asked``.
+    ``evaluation invalid``: a check on the attacks failed, so what they left says nothing.
     """
 
     BROKEN = "broken"
     HOLDS = "holds"
     UNDECIDED = "undecided"
     NONE_ASKED = "none asked"
+    INVALID = "evaluation invalid"
 
 
 @dataclass(frozen=True)
@@ -244,6 +246,15 @@ class Judgement:
     def because(self, *more: str) -> "Judgement":
         """The same verdict with more reasons."""
         return Judgement(self.verdict, (*self.reasons, *more))
+
+    def unless(self, failed: Sequence[str]) -> "Judgement":
+        """An invalid evaluation where checks failed, a sentence each; but counterexamples and certificates stand."""
+        if not failed:
+            return self
+        stands = self.verdict in (Verdict.BROKEN, Verdict.HOLDS)
+        if stands:
+            return Judgement(self.verdict, (*failed, *self.reasons))
+        return Judgement(Verdict.INVALID, (*failed, *(f"void: {reason}" for reason in self.reasons)))
 
 
 def judge(at_most: Rate, at_least: Rate, require: float | None) -> Judgement:

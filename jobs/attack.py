@@ -8,14 +8,18 @@ import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import PARAMETERS, Exit, one_line
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
+from jobs.recorded import open_run
 from jobs.subject import SubjectOptions, load_subject, numbers
 from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
+from workers.remedies.checks import State
+from workers.remedies.remedies import NONE
 from workers.results import Status
 
 __all__ = ["add_named", "app"]
@@ -38,7 +42,7 @@ app = App(
 
 _IMAGES, _TOWARDS, _PARAMETERS = Group("Model and images"), Group("Which images, towards what"), Group(PARAMETERS)
 
-_TAKEN = {"out", *SubjectOptions.model_fields, *Selection.model_fields, *Where.model_fields}
+_TAKEN = {"out", "as_given", *SubjectOptions.model_fields, *Selection.model_fields, *Where.model_fields}
 """What the flags of every attack's command are called."""
 
 
@@ -87,12 +91,31 @@ def _command(kind: type[Attack]) -> Any:
         selection: Annotated[Selection | None, Parameter(name="*", group=_TOWARDS)] = None,
         where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
         retry_failed: Annotated[bool, Parameter(negative="", group=_IMAGES)] = False,
+        as_given: Annotated[bool, Parameter(negative="", group=_IMAGES)] = False,
     ) -> int:
         selection, where = selection or Selection(), where or Where()
         place, attacks = Place.of(out), _attacks(kind, attack)
         loaded = load_subject(subject)
+        there = RunFolder(place).exists
+        probe = open_run(place).probe if there else loaded.probe(gradients=kind.BY_GRADIENTS)
+        remedies = NONE if as_given else probe.remedies
+        if kind.CERTIFIES:  # what is proved of another view of the model is not proved of it
+            remedies = remedies.answering
         with WorkerHost(where) as host:
-            summaries = launch(attacks, loaded, selection, place, host, retry_failed=retry_failed)
+            summaries = launch(
+                attacks,
+                loaded.searched_as(remedies),
+                selection,
+                place,
+                host,
+                retry_failed=retry_failed,
+                probe=probe,
+            )
+        for check in probe.checks:
+            if check.state == State.REMEDIED and as_given:
+                say(f"{check.name}: found, and not remedied (--as-given): {check.reason}")
+            elif check.state != State.PASSED:
+                say(str(check))
         print(f"results in {place}; check them with: brittle verify {place}")
         failed = max(summary.counts.get(Status.FAILED, 0) for summary in summaries)
         if failed:
@@ -106,6 +129,7 @@ def _command(kind: type[Attack]) -> Any:
     Args:
         out: Folder for the results, or its URI (s3://bucket/folder); a run that is there already is resumed.
         retry_failed: Search the rows of that run again whose search failed.
+        as_given: Search the model as it is, even if it hides gradients or logits; else in a form that shows them.
     """
     return run
 

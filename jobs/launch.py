@@ -27,6 +27,7 @@ from workers.actor import ShardSummary, SharedModel
 from workers.attacks.attack import Attack
 from workers.errors import StorageError, WrongInput
 from workers.places import Place
+from workers.remedies.checks import UNPROBED, Probe
 from workers.results import SCHEMA_VERSION, Status
 from workers.versions import version_of, versions
 
@@ -156,6 +157,7 @@ def launch(
     title: str | None = None,
     watch: Watch | None = None,
     retry_failed: bool = False,
+    probe: Probe = UNPROBED,
 ) -> "list[Summary]":
     """Runs a search, at one budget or several, into a folder, or what is left of it; says what each came to.
 
@@ -170,6 +172,7 @@ def launch(
         watch: follows the run, which then leaves the last word to it; a run that it ends early is resumed by the
             same call.
         retry_failed: whether rows with status ``failed`` are searched again.
+        probe: what was found out about the model, to be recorded.
 
     Returns:
         A summary of what is done for each budget; empty when a watched run ended with no shard done.
@@ -185,7 +188,7 @@ def launch(
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
         attack.check_goal(targeted=selection.target is not None)
-    run = _Launch(attacks, subject, selection, ids, folder, host, title or attacks[0].NAME, watch, retry_failed)
+    run = _Launch(attacks, subject, selection, ids, folder, host, title or attacks[0].NAME, watch, retry_failed, probe)
     if folder.exists:
         run.compare(folder.plan())
     resolved = None if folder.exists else resolve(subject, selection, ids)
@@ -234,6 +237,7 @@ class _Launch:
     title: str
     watch: Watch | None
     retry_failed: bool
+    probe: Probe
 
     @cached_property
     def wanted(self) -> dict[str, Any]:
@@ -244,6 +248,7 @@ class _Launch:
             **self.selection.model_dump(mode="json", exclude={"shard_size"}),
             **({} if self.ids is None else {"ids": _digest(self.ids)}),
             "split": self.subject.dataset.split,
+            "remedies": str(self.subject.recipe.remedies),
             "model": self.subject.recipe.content_hash,
             "data": self.subject.data_hash,
             **versions(*filter(None, (self.attacks[0].PACKAGE,))),
@@ -301,6 +306,9 @@ class _Launch:
             "mean": ",".join(map(str, recipe.mean)),
             "std": ",".join(map(str, recipe.std)),
             "data": str(Path(data).resolve()) if Path(data).exists() else data,
+            "remedies": recipe.remedies.describe(),
+            "given": recipe.given_hash,
+            "probe": self.probe.describe(),
             "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _PACKAGES},
             "budgets": {attack.params_hash: getattr(attack, attack.BUDGET) for attack in self.attacks if attack.BUDGET},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),

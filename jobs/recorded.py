@@ -9,6 +9,8 @@ from jobs.subject import Subject, SubjectOptions, load_subject
 from workers.attacks import Attack, attack_named
 from workers.errors import WrongInput
 from workers.places import Place
+from workers.remedies.checks import UNPROBED, Probe
+from workers.remedies.remedies import Remedies
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,8 +49,37 @@ class RecordedRun:
         """
         return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
 
+    @property
+    def probe(self) -> Probe:
+        """What was found out about the model before the search.
+
+        Raises:
+            WrongInput: when that is of another version.
+        """
+        try:
+            return Probe.of(self.plan.recorded["probe"]) if "probe" in self.plan.recorded else UNPROBED
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._stranger(error) from None
+
+    @property
+    def remedies(self) -> Remedies:
+        """Under which the model was searched.
+
+        Raises:
+            WrongInput: when they are of another version.
+        """
+        try:
+            return Remedies.of(self.plan.recorded.get("remedies", {}))
+        except TypeError as error:
+            raise self._stranger(error) from None
+
+    def _stranger(self, error: Exception) -> WrongInput:
+        return WrongInput(f"{self.folder.place}: its run.json has remedies or checks that are not here: {error}")
+
     def subject(self, model: str | None = None, weights: Path | None = None, data: str | None = None) -> Subject:
         """Loads the model and data of the run, from where it names them or from elsewhere.
+
+        The model answers as it did there; what was searched in its place is not needed again.
 
         Raises:
             WrongInput: when they are absent, or not those of the run.
@@ -65,7 +96,7 @@ class RecordedRun:
         )
         subject = load_subject(options)
         for what, have, want in (
-            ("model", subject.recipe.content_hash, frozen["model"]),
+            ("model", subject.recipe.content_hash, recorded.get("given", frozen["model"])),
             ("data", subject.data_hash, frozen["data"]),
         ):
             if have != want:
@@ -74,7 +105,7 @@ class RecordedRun:
                 raise WrongInput(
                     f"{self.folder.place}: {what} {name} is not the one of this run: its content changed{hint}"
                 )
-        return subject
+        return subject.searched_as(self.remedies)
 
 
 def open_run(place: Place) -> RecordedRun:

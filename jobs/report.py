@@ -5,6 +5,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from cyclopts import App
 
 from jobs.examples import examples
@@ -13,6 +14,7 @@ from jobs.subject import Subject
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
+from workers.remedies.checks import State
 
 __all__ = ["app", "write_page"]
 
@@ -59,6 +61,7 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings
         WrongInput: when a run has no rows, or the file cannot be written.
     """
     from analysis.page import RunView, render
+    from workers.evaluation.answers import answers
 
     if out.is_dir():
         raise WrongInput(f"--out {out}: is a folder; expected the name of a page")
@@ -70,11 +73,17 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings
             target=run.plan.frozen["target"],
             planned=len(run.plan.ids),
             table=table,
+            checks=[str(check) for check in run.probe.checks if check.state != State.PASSED],
         )
         for run in runs
         for attack, table in run.tables()
     ]
-    html = render(views, subject.recipe, subject.dataset, subject.correct, findings=findings)
+    if subject.recipe.remedies.answering:  # each answer takes many: only the images of the runs are asked about again
+        ids = np.unique(np.concatenate([run.plan.ids for run in runs]))
+        correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]
+    else:
+        correct = subject.correct
+    html = render(views, subject.recipe, subject.dataset, correct, findings=findings)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_whole(out, html.encode())

@@ -1,6 +1,6 @@
 """What is attacked: a model and a data set, loaded and fitted to each other."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +9,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.progress import progress, say
-from workers.errors import WrongInput
+from workers.errors import WrongInput, in_one_line
 from workers.images import Dataset
+from workers.remedies.checks import UNPROBED, Check, Probe, State
 from workers.sources import NAMES, load_data
 
 if TYPE_CHECKING:
     from torch import nn
 
     from workers.models.loading import ModelRecipe
+    from workers.remedies.remedies import Remedies
 
 __all__ = ["Subject", "SubjectOptions", "load_subject", "load_training", "numbers"]
 
@@ -75,6 +77,29 @@ class Subject:
                 least.append(logits.argmin(dim=1).numpy())
                 bar.advance(len(logits))
         return np.concatenate(most), np.concatenate(least)
+
+    def probe(self, *, gradients: bool = True) -> Probe:
+        """Whether the model shows searches what they go by; of one behind a detector nothing is found out.
+
+        Args:
+            gradients: whether the searches will go by gradients.
+        """
+        from workers.detectors.guarded import Guarded
+        from workers.remedies.probe import probe
+
+        if isinstance(self.model, Guarded):
+            return UNPROBED
+        try:
+            return probe(self.model, self.dataset.images, gradients=gradients)
+        except Exception as error:  # a foreign model may raise anything; a search says so of each image
+            reason = f"could not be looked at: {type(error).__name__}: {in_one_line(error)[:200]}"
+            return Probe((Check("model", State.NOT_RUN, reason),))
+
+    def searched_as(self, remedies: "Remedies", surrogate: "ModelRecipe | None" = None) -> "Subject":
+        """The same subject, whose answers still count, searched under remedies or through another model."""
+        recipe = self.recipe.searched_as(remedies, surrogate)
+        same = recipe.content_hash == self.recipe.content_hash
+        return self if same else replace(self, recipe=recipe, model=recipe.build())
 
     @property
     def correct(self) -> np.ndarray:

@@ -16,18 +16,23 @@ from jobs.progress import progress
 from jobs.train import followed, train_model
 from workers.evaluation.answers import answers
 from workers.images import Dataset, hash_of_images
-from workers.models.loading import ModelRecipe
-from workers.training.classifiers import Recipe
+from workers.models.loading import ModelRecipe, read_model
+from workers.training.classifiers import Recipe, train
 from workers.training.kernel import Kernel, fit_kernel
 from workers.training.perceptron import Perceptron
 from workers.training.plain import Plain
 from workers.training.substitute import Substitute, train_substitute
 
-__all__ = ["Made", "Workshop"]
+__all__ = ["Made", "Workshop", "quick_surrogate"]
 
 BATCH = 128
 SEED = 43
 """Not the default of ``brittle train``: a surrogate has other initial weights than its victim."""
+
+
+QUICK_STEPS = 240
+QUICK_IMAGES = 10_000
+QUICK_RATE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -127,3 +132,30 @@ class Workshop:
 
     def _place(self, kind: str, *made_from: object) -> Path:
         return self.folder / f"{kind}-{hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:8]}"
+
+
+def quick_surrogate(images: Dataset, folder: Path) -> ModelRecipe:
+    """The CNN, trained for seconds on the very images that are attacked, or found trained.
+
+    Args:
+        images: labelled ones; of many a random `QUICK_IMAGES`.
+        folder: the model folder.
+
+    Raises:
+        WrongInput: for images that the CNN does not take.
+        Interrupted: when stopped; the same command goes on.
+    """
+    if len(images) > QUICK_IMAGES:
+        some = np.sort(np.random.default_rng(SEED).permutation(len(images))[:QUICK_IMAGES])
+        images = Dataset(images.images[some], images.labels[some], images.split, images.name)
+    size = min(BATCH, len(images))
+    steps = len(images) // size
+    recipe = Recipe(epochs=-(-QUICK_STEPS // steps), batch_size=size, learning_rate=QUICK_RATE, seed=SEED)
+    seen = Dataset(images.images[:1000], images.labels[:1000], images.split, images.name)
+    run = partial(train, images, seen, recipe, folder, defense=Plain())
+    try:
+        for _ in followed(run, recipe.epochs, steps, "training a surrogate"):
+            pass
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while training a surrogate; run the same command again to resume") from None
+    return read_model(str(folder))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -17,20 +18,48 @@ from workers.attacks import (
     Attack,
     DifferentialEvolution,
     IterativeFGSM,
+    Noise,
     OnePixelExact,
     PixelBeam,
     RandomPixels,
+    RayS,
     SparseRS,
     Square,
 )
 from workers.attacks.adaptive import Form
 from workers.attacks.norm_ball import Ball, Norm
 from workers.errors import WrongInput
+from workers.remedies.checks import UNPROBED, Probe
 
-__all__ = ["DetectorThreat", "Search", "Stage", "Threat", "adaptive_searches", "fitting", "naive_searches"]
+__all__ = ["DetectorThreat", "Role", "Search", "Stage", "Threat", "adaptive_searches", "fitting", "naive_searches"]
 
 RATIO = 1.5
 """The default threat reaches so many times the median L2 distance at which the undefended classifier falls."""
+
+
+class Role(StrEnum):
+    """What a stage is for.
+
+    ``search``: to break images. ``deeper``: more of the same, on some of those left. ``deeper-all``: on all, where
+    that broke any. ``noise``, ``transfer`` and ``black-box``: to break what is left without the model's gradient,
+    which should be hard. ``larger`` and ``unbounded``: outside the threat, where more images should be broken.
+    ``hard-label``: to break by the predicted classes alone what is left, where a check has failed.
+    """
+
+    SEARCH = "search"
+    DEEPER = "deeper"
+    DEEPER_ALL = "deeper-all"
+    NOISE = "noise"
+    TRANSFER = "transfer"
+    BLACK_BOX = "black-box"
+    LARGER = "larger"
+    UNBOUNDED = "unbounded"
+    HARD_LABEL = "hard-label"
+
+    @property
+    def counts(self) -> bool:
+        """Whether what it breaks is broken within the threat."""
+        return self not in (Role.LARGER, Role.UNBOUNDED)
 
 
 @dataclass(frozen=True)
@@ -41,11 +70,16 @@ class Stage:
         name: in the table, and of the run's folder.
         attack: the search.
         certifies: whether its certificates are about the whole threat.
+        role: what it is for.
+        as_given: whether it searches the model as it was given; under no remedy but those for answers that are not the
+            image's alone.
     """
 
     name: str
     attack: Attack
     certifies: bool = False
+    role: Role = Role.SEARCH
+    as_given: bool = False
 
 
 class Threat(BaseModel):
@@ -79,8 +113,12 @@ class Threat(BaseModel):
             return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
         return str(Ball(*self.ball))
 
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
         """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
+
+        Args:
+            probe: what was found out about the model: one that hides its gradients is searched as it was given by the
+                first attacks, under remedies by the others; one that cannot be made to have any, by none of those.
 
         Raises:
             WrongInput: for an ε or k that no attack takes.
@@ -89,7 +127,7 @@ class Threat(BaseModel):
             return (
                 Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
                 Stage("pixel-beam", PixelBeam(pixels=1)),
-                Stage("one-pixel-exact", OnePixelExact(), certifies=True),
+                Stage("one-pixel-exact", OnePixelExact(), certifies=True, as_given=True),
                 Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
             )
         if k := self.pixels:
@@ -101,14 +139,41 @@ class Threat(BaseModel):
                 Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
             )
         norm, epsilon = self.ball
-        first = (Stage("fgsm", FGSM(epsilon=epsilon)),) if norm == "linf" else ()
-        return (
-            *first,
-            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10)),
+        first = probe.differentiable
+        by_gradients: tuple[Stage, ...] = (
+            *((Stage("fgsm", FGSM(epsilon=epsilon), as_given=first),) if norm == "linf" else ()),
+            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10), as_given=first),
             Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
             Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
             Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
-            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=5000)),
+        )
+        deep = APGD(epsilon=epsilon, norm=norm, steps=200, restarts=2)
+        deeper: tuple[Stage, ...] = (
+            Stage("more-steps", deep, role=Role.DEEPER),
+            Stage("more-steps-all", deep, role=Role.DEEPER_ALL),
+        )
+        queries = 1000 if probe.remedies.draws else 5000  # each is several answers
+        without = (
+            Stage("noise", Noise(epsilon=epsilon, norm=norm), role=Role.NOISE, as_given=True),
+            Stage("transfer", APGD(epsilon=epsilon, norm=norm, steps=50), role=Role.TRANSFER),
+            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=queries), role=Role.BLACK_BOX),
+        )
+        beyond = self._beyond()
+        last: tuple[Stage, ...] = ()
+        if norm == "linf":
+            last = (Stage("rays", RayS(epsilon=epsilon, max_queries=queries), role=Role.HARD_LABEL, as_given=True),)
+        if not probe.searchable:
+            by_gradients, deeper, beyond = (), (), ()
+        return (*by_gradients, *deeper, *without, *beyond, *last)
+
+    def _beyond(self) -> tuple[Stage, ...]:
+        """Searches outside the ball, which must break the more for it."""
+        norm, epsilon = self.ball
+        # An L2 ball that holds all images would shrink every step to nothing beside the first; this one is far enough.
+        most = 1.0 if norm == "linf" else max(10.0, 4 * epsilon)
+        return (
+            Stage("larger", APGD(epsilon=min(2 * epsilon, most), norm=norm, steps=20), role=Role.LARGER),
+            Stage("unbounded", APGD(epsilon=most, norm=norm, steps=40), role=Role.UNBOUNDED),
         )
 
 
@@ -122,6 +187,8 @@ def fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...
     for stage in stages:
         try:
             stage.attack.check(subject.dataset.shape, subject.classes)
+            if stage.role == Role.TRANSFER and min(subject.dataset.shape[1:]) < 7:
+                raise WrongInput("transfer: its surrogate, the seed's CNN, needs images of at least 7×7")
         except WrongInput as error:
             refused[stage.name] = error
         else:

@@ -35,6 +35,7 @@ class RunView:
         target: as the user gave it, None when untargeted.
         planned: rows in the plan.
         table: the rows that are done.
+        checks: what was found out about the model and did not pass, a sentence each.
     """
 
     place: Place
@@ -42,6 +43,7 @@ class RunView:
     target: str | None
     planned: int
     table: pa.Table
+    checks: Sequence[str] = ()
 
     @property
     def title(self) -> str:

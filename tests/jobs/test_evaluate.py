@@ -27,6 +27,7 @@ from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
 from workers.models.loading import read_model
 from workers.places import Place
+from workers.remedies.checks import UNPROBED, Probe
 from workers.results import Status
 
 ROOT = Path(__file__).parent.parent.parent
@@ -53,14 +54,15 @@ def told(out: Path) -> dict[str, Any]:
     found = verdict(out)
     stages = [{name: value for name, value in stage.items() if name != "seconds"} for stage in found.pop("stages")]
     spent = {name: found["spent"][name] for name in ("queries", "gradients")}
-    return found | {"stages": stages, "spent": spent, "budget": None}
+    checks = [{name: value for name, value in check.items() if name != "seconds"} for check in found["checks"]]
+    return found | {"stages": stages, "spent": spent, "checks": checks, "budget": None}
 
 
 @pytest.fixture
 def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three short attacks in place of the norm threats' own."""
 
-    def stages(threat: Threat) -> tuple[Stage, ...]:
+    def stages(threat: Threat, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
         epsilon = threat.ball[1]
         attacks = FGSM(epsilon=epsilon), PGD(epsilon=epsilon, steps=4), APGD(epsilon=epsilon, steps=8, loss="dlr")
         return tuple(Stage(attack.NAME, attack) for attack in attacks)
@@ -103,8 +105,8 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
     assert found["robust_accuracy"]["images"] == len(left)
     assert found["robust_accuracy"]["interval"][0] <= len(left) / LIMIT <= found["robust_accuracy"]["interval"][1]
     assert found["clean_accuracy"]["images"] == sum(row["status"] != "wrong" for row in rows)
-    assert found["spent"]["queries"] == sum(queries.values())
-    assert {stage["name"] for stage in found["stages"]} | set(found["not_run"]) == {
+    assert found["spent"]["queries"] == sum(queries.values()) + sum(stage["queries"] for stage in found["beyond"])
+    assert {stage["name"] for stage in [*found["stages"], *found["beyond"]]} | set(found["not_run"]) == {
         stage.name for stage in Threat(epsilon=0.2).stages()
     }
     page = (calm / "page.html").read_text()
@@ -119,7 +121,7 @@ def test_the_same_again_needs_no_ray(
 
     made, read, tables = [], [], RunFolder.tables
     monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.evaluate.write_page", lambda runs, subject, out, findings: None)
+    monkeypatch.setattr("jobs.evaluation.write_page", lambda runs, subject, out, findings: None)
 
     class Counted(analysis.robustness.Robustness):
         def __init__(self, *given: Any) -> None:
@@ -185,7 +187,7 @@ def test_ended_by_budgets_killed_and_resumed(
     assert not (out / "page.html").exists()
 
     assert main(command(mnist_folder, out, *flags, "--max-queries", "15")) == 0
-    assert "fgsm: the budget of 15 queries is spent" in capsys.readouterr().out
+    assert re.search(r"^fgsm, .*: the budget of 15 queries is spent$", capsys.readouterr().out, re.MULTILINE)
     (partial,) = verdict(out)["stages"]
     assert not partial["complete"]
     assert 15 <= partial["queries"] < LIMIT
@@ -244,7 +246,7 @@ def test_a_certificate_of_a_broken_image_is_a_failure(
     mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = Stage("pixel-beam", PixelBeam(pixels=1)), Stage("exact", OnePixelExact(), certifies=True)
-    monkeypatch.setattr(Threat, "stages", lambda threat: stages)
+    monkeypatch.setattr(Threat, "stages", lambda threat, probe=UNPROBED: stages)
     out = tmp_path / "pixel"
     flags = ("--pixels", "1", "--all-attacks", "--correct", "--limit", "4")
     assert main(command(mnist_folder, out, *flags)) == 0
@@ -281,7 +283,7 @@ def test_a_model_of_two_classes_that_breaks_on_one_image(
         "    def forward(self, x):\n"
         "        if (x[:, 0, 0, 0] >= 0.9).any():\n"
         "            raise ValueError('cannot see white corners')\n"
-        "        return self.linear(x.flatten(1) - 0.4)\n"
+        "        return 20 * self.linear(x.flatten(1) - 0.4)\n"
     )
     pixels = np.random.default_rng(0).integers(0, 200, (12, 3, 4, 4)).astype(np.uint8)
     pixels[6, 0, 0, 0] = 255
@@ -316,7 +318,7 @@ def test_what_failed_is_searched_again_when_asked(
         "    def forward(self, x):\n"
         f"        if pathlib.Path({str(armed)!r}).exists() and (x[:, 0, 0, 0] >= 0.9).any():\n"
         "            raise ValueError('cannot see white corners')\n"
-        "        return self.linear(x.flatten(1) - 0.4)\n"
+        "        return 20 * self.linear(x.flatten(1) - 0.4)\n"
     )
     pixels = np.random.default_rng(0).integers(0, 200, (12, 3, 4, 4)).astype(np.uint8)
     pixels[:, 0, 0, 0] = 128
@@ -382,7 +384,9 @@ def test_threats_that_are_refused(threat: dict[str, Any], said: str) -> None:
 
 def test_the_stages_of_a_threat() -> None:
     ball = Threat(norm="l2", epsilon=1.5).stages()
-    assert all((stage.attack.norm, stage.attack.epsilon) == ("l2", 1.5) for stage in ball)  # type: ignore[attr-defined]
+    assert {stage.attack.norm for stage in ball} == {"l2"}  # type: ignore[attr-defined]
+    assert {stage.attack.epsilon for stage in ball if stage.role.counts} == {1.5}  # type: ignore[attr-defined]
+    assert min(stage.attack.epsilon for stage in ball if not stage.role.counts) == 3.0  # type: ignore[attr-defined]
     assert Threat().stages() == Threat(norm="linf", epsilon=0.1).stages()
     for k in (1, 2, 5, 300):
         for stage in Threat(pixels=k).stages():
