@@ -168,6 +168,10 @@ class Evaluation:
             self._read(stage)
         for stage in self.stages:
             if stage.name not in self.complete:
+                if not len(self._of(stage)):
+                    why = "no image is left to search" if stage.role.counts else "no image is classified right"
+                    self.skipped[stage.name] = why
+                    continue
                 self.ended = self.ended or self._spent()
                 if self.ended:
                     continue
@@ -182,8 +186,6 @@ class Evaluation:
         """Why a stage is not to be started, in words; empty where it is."""
         from analysis.validity import LEFT
 
-        if not len(self._of(stage)):
-            return "no image is left to search" if stage.role.counts else "no image is classified right"
         if stage.role == Role.DEEPER_ALL and not self._fired(Role.DEEPER):
             return "not needed: they broke next to nothing of some images"
         if stage.role == Role.HARD_LABEL:
