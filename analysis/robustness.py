@@ -251,8 +251,7 @@ class Judgement:
         """An invalid evaluation where checks failed, a sentence each; but counterexamples and certificates stand."""
         if not failed:
             return self
-        stands = self.verdict in (Verdict.BROKEN, Verdict.HOLDS)
-        if stands:
+        if self.verdict in (Verdict.BROKEN, Verdict.HOLDS):
             return Judgement(self.verdict, (*failed, *self.reasons))
         return Judgement(Verdict.INVALID, (*failed, *(f"void: {reason}" for reason in self.reasons)))
 

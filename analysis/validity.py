@@ -42,12 +42,10 @@ def beaten(name: str, broken: int, searched: int, right: int, seconds: float) ->
         right: all that the model classifies right.
         seconds: what it took.
     """
-    rate = Rate(broken, right)
     if not searched:
         return Check(name, State.NOT_RUN, "no image was searched by both")
     reason = f"it broke {broken} of {searched} images that the searches by gradients left"
-    fired = rate.interval is not None and rate.interval[0] > BEATEN
-    return Check(name, State.FAILED if fired else State.PASSED, reason, seconds=seconds)
+    return Check(name, State.FAILED if _too_many(broken, right) else State.PASSED, reason, seconds=seconds)
 
 
 def deeper(broken: int, searched: int, all_broken: int | None, seconds: float) -> Check:
@@ -60,10 +58,9 @@ def deeper(broken: int, searched: int, all_broken: int | None, seconds: float) -
         seconds: what it took.
     """
     reason = f"twice the steps from two starts broke {broken} of {searched} images that were left"
-    rate = Rate(broken, searched)
-    if rate.interval is None:
+    if not searched:
         return Check(CHECKS["deeper"], State.NOT_RUN, "no image was searched")
-    if rate.interval[0] <= BEATEN:
+    if not _too_many(broken, searched):
         return Check(CHECKS["deeper"], State.PASSED, reason, seconds=seconds)
     if all_broken is None:
         return Check(CHECKS["deeper"], State.FAILED, reason, seconds=seconds)
@@ -82,10 +79,8 @@ def monotone(lost: int, broken: int, larger: str, seconds: float) -> Check:
     """
     if not broken:
         return Check(CHECKS["larger"], State.NOT_RUN, "no image was broken within ε that was searched within more")
-    rate = Rate(lost, broken)
     reason = f"within {larger}, {lost} of {broken} images broken within ε are not"
-    fired = rate.interval is not None and rate.interval[0] > BEATEN
-    return Check(CHECKS["larger"], State.FAILED if fired else State.PASSED, reason, seconds=seconds)
+    return Check(CHECKS["larger"], State.FAILED if _too_many(lost, broken) else State.PASSED, reason, seconds=seconds)
 
 
 def unbounded(reached: int, tried: int, seconds: float) -> Check:
@@ -110,3 +105,9 @@ def standing(checks: Sequence[Check], at_most: Rate) -> list[Check]:
         else check
         for check in checks
     ]
+
+
+def _too_many(hits: int, total: int) -> bool:
+    """Whether it is more than `BEATEN` of them beyond chance."""
+    interval = Rate(hits, total).interval
+    return interval is not None and interval[0] > BEATEN

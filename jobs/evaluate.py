@@ -50,7 +50,7 @@ def evaluate(
         retry_failed: Search the images of that evaluation again whose search failed, in the stages where it did.
     """
     threat, images, question = threat or Threat(), images or Images(), question or Question()
-    threat.stages()  # refuses an ε or k that no attack takes
+    everything = threat.stages()  # refuses an ε or k that no attack takes
     if question.accept_undecided and question.require is None:
         raise WrongInput("--accept-undecided: goes with --require")
     place = Place.of(out)
@@ -63,7 +63,7 @@ def evaluate(
     probe = folder.probe() if folder.exists else loaded.probe(gradients=threat.pixels is None)
     stages = threat.stages(probe)
     fit, unfit = fitting(stages, loaded)
-    without = [stage.name for stage in threat.stages() if stage.name not in {other.name for other in stages}]
+    without = [stage.name for stage in everything if stage.name not in {other.name for other in stages}]
     unfit |= dict.fromkeys(without, "left out: the model has no gradient, and no remedy gives it one")
     asked = {
         **threat.describe(),

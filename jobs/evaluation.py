@@ -214,10 +214,14 @@ class Evaluation:
 
     def _searched_by(self, stage: Stage) -> Subject:
         """The subject as a stage searches it."""
-        remedies = self.probe.remedies
         if stage.role == Role.TRANSFER:
-            return self.subject.searched_as(remedies, self.surrogate)
-        return self.subject if stage.as_given else self.subject.searched_as(remedies)
+            return self.subject.searched_as(self.probe.remedies, self.surrogate)
+        return self.subject if stage.as_given else self.remedied
+
+    @cached_property
+    def remedied(self) -> Subject:
+        """The subject under the remedies."""
+        return self.subject.searched_as(self.probe.remedies)
 
     def _view_of(self, stage: Stage) -> str:
         """What a stage searches, in words."""
@@ -374,8 +378,7 @@ class Evaluation:
 
     def _beyond(self, stage: Stage) -> tuple[int, int]:
         """How many images a stage outside the threat has searched to an end, and broken."""
-        status = self.beyond[stage.name]["status"].cast("string").to_pylist()
-        return sum(one in SEARCHED for one in status), status.count(Status.SUCCESS)
+        return len(self._ids(stage, SEARCHED)), len(self._ids(stage, (Status.SUCCESS,)))
 
     def checks(self) -> list[Check]:
         """What was found out about the model, and what the stages say of each other so far."""

@@ -17,7 +17,7 @@ import numpy as np
 from jobs.exits import Interrupted
 from jobs.progress import Progress, progress, say
 from jobs.subject import Subject
-from jobs.train import followed
+from jobs.train import epochs_of, followed
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
 from workers.results import write_part
@@ -368,15 +368,15 @@ def trained_second(second: "SecondModel", training: "Dataset", folder: Path) -> 
         WrongInput: for a folder that holds something else.
     """
     from workers.training.checkpoints import last_weights
-    from workers.training.classifiers import stages, train
 
     learned, held_out = second.split(training)
-    name, steps = second.defense.NAME, len(learned) // second.recipe.batch_size
-    for stage in stages(learned, held_out, second.recipe, folder, second.defense):
-        epochs_of = partial(train, learned, held_out, stage.recipe, stage.folder, defense=stage.defense)
-        for epoch, new in followed(epochs_of, stage.recipe.epochs, steps, f"training {name}: {stage.title}"):
-            if new:
-                say(f"{name}: {stage.title}, epoch {epoch.epoch}, accuracy {epoch.accuracy:.2%} on held-out images")
+    name = second.defense.NAME
+    trainings = epochs_of(
+        learned, held_out, second.recipe, folder, second.defense, lambda stage: f"training {name}: {stage.title}"
+    )
+    for stage, epoch, new in trainings:
+        if new:
+            say(f"{name}: {stage.title}, epoch {epoch.epoch}, accuracy {epoch.accuracy:.2%} on held-out images")
     return last_weights(folder)
 
 

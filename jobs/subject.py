@@ -91,18 +91,20 @@ class Subject:
             gradients: whether the searches will go by gradients.
         """
         from workers.detectors.guarded import Guarded
+        from workers.remedies.probe import probe
 
         if isinstance(self.model, Guarded):
             return UNPROBED
+        images = self.dataset.images[:LOOKED_AT]
         try:
             if "name" in self.recipe.architecture:  # brittle's own
-                return _probed(self.recipe, self.dataset.images[:LOOKED_AT], gradients)
+                return probe(self.model, images, gradients=gradients)
             # A foreign model may bring down the process that asks it about some image.
             with (
                 ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart,
                 progress(1, "a look at the model") as bar,
             ):
-                found = apart.submit(_probed, self.recipe, self.dataset.images[:LOOKED_AT], gradients)
+                found = apart.submit(_probed, self.recipe, images, gradients)
                 while not wait([found], timeout=1).done:
                     bar.advance(0)
                 bar.advance(1)
@@ -144,6 +146,7 @@ class Subject:
 
 
 def _probed(recipe: "ModelRecipe", images: np.ndarray, gradients: bool) -> Probe:
+    """A probe in a process that has nothing yet."""
     import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
 
     # isort: split

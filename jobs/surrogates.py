@@ -13,11 +13,11 @@ import torch
 
 from jobs.exits import Interrupted
 from jobs.progress import progress
-from jobs.train import followed, train_model
+from jobs.train import epochs_of, followed, train_model
 from workers.evaluation.answers import answers
 from workers.images import Dataset, hash_of_images
 from workers.models.loading import ModelRecipe, read_model
-from workers.training.classifiers import Recipe, train
+from workers.training.classifiers import Recipe
 from workers.training.kernel import Kernel, fit_kernel
 from workers.training.perceptron import Perceptron
 from workers.training.plain import Plain
@@ -152,9 +152,8 @@ def quick_surrogate(images: Dataset, folder: Path) -> ModelRecipe:
     steps = len(images) // size
     recipe = Recipe(epochs=-(-QUICK_STEPS // steps), batch_size=size, learning_rate=QUICK_RATE, seed=SEED)
     seen = Dataset(images.images[:1000], images.labels[:1000], images.split, images.name)
-    run = partial(train, images, seen, recipe, folder, defense=Plain())
     try:
-        for _ in followed(run, recipe.epochs, steps, "training a surrogate"):
+        for _ in epochs_of(images, seen, recipe, folder, Plain(), lambda stage: "training a surrogate"):
             pass
     except KeyboardInterrupt:
         raise Interrupted("interrupted while training a surrogate; run the same command again to resume") from None

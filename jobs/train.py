@@ -22,9 +22,9 @@ from workers.training.defenses import DEFENSES, defense_kind
 from workers.training.plain import Plain
 
 if TYPE_CHECKING:
-    from workers.training.classifiers import Recipe
+    from workers.training.classifiers import Epoch, Recipe, Stage
 
-__all__ = ["app_for", "followed", "train_model"]
+__all__ = ["app_for", "epochs_of", "followed", "train_model"]
 
 
 class TrainOptions(BaseModel):
@@ -124,21 +124,44 @@ def train_model(
     import joblib
     import torch
 
-    from workers.training.classifiers import stages
-    from workers.training.classifiers import train as epochs_of
-
     torch.set_num_threads(joblib.cpu_count())
-    steps, confusion = len(training) // recipe.batch_size, None
-    for stage in stages(training, test, recipe, out, defense or Plain()):
-        what, title = ("", "training") if stage.folder == out else (f"{stage.title}, ", f"training the {stage.title}")
-        run = partial(epochs_of, training, test, stage.recipe, stage.folder, defense=stage.defense)
-        with _interruptible(out):
-            for epoch, _ in followed(run, stage.recipe.epochs, steps, title):
-                reached = f"loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}"
-                print(f"{what}epoch {epoch.epoch}: {reached}", flush=True)
-                confusion = epoch.confusion
+    confusion = None
+
+    def title(stage: "Stage") -> str:
+        return "training" if stage.folder == out else f"training the {stage.title}"
+
+    with _interruptible(out):
+        for stage, epoch, _ in epochs_of(training, test, recipe, out, defense or Plain(), title):
+            what = "" if stage.folder == out else f"{stage.title}, "
+            reached = f"loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}"
+            print(f"{what}epoch {epoch.epoch}: {reached}", flush=True)
+            confusion = epoch.confusion
     assert confusion is not None
     return confusion
+
+
+def epochs_of(
+    training: Dataset, test: Dataset, recipe: "Recipe", out: Path, defense: Defense, title: "Callable[[Stage], str]"
+) -> "Iterator[tuple[Stage, Epoch, bool]]":
+    """Every epoch of all trainings of a defense, with progress, and whether it was trained now.
+
+    Args:
+        training, test: images of one shape.
+        recipe: how to train.
+        out: the model folder.
+        defense: by what.
+        title: what the progress of a training is called.
+
+    Raises:
+        WrongInput: for data that do not fit, or a folder that holds another training.
+    """
+    from workers.training.classifiers import stages, train
+
+    steps = len(training) // recipe.batch_size
+    for stage in stages(training, test, recipe, out, defense):
+        run = partial(train, training, test, stage.recipe, stage.folder, defense=stage.defense)
+        for epoch, new in followed(run, stage.recipe.epochs, steps, title(stage)):
+            yield stage, epoch, new
 
 
 class Numbered(Protocol):

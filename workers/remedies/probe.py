@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.evaluation.dense import DenseEvaluator
 from workers.losses import cotangents, values
 from workers.remedies.checks import Check, Probe, State
+from workers.remedies.inside import Inside
 from workers.remedies.remedied import SEARCHED_DRAWS, Searched
 from workers.remedies.remedies import Remedies
 
@@ -184,8 +185,9 @@ def _insides(model: nn.Module, remedies: Remedies, clean: Tensor) -> int:
     images[: len(clean)] = clean[:16].float() / 255
     try:
         images = images[: 1 if remedies.alone else None].requires_grad_(True)
-        answer, before = Searched(model, remedies).within(images, 0 if remedies.draws else None)
-        return len(before(answer))
+        inside = Inside(len(images))
+        answer = Searched(model, remedies).answer(images, 0 if remedies.draws else None, inside)
+        return len(inside.before(answer))
     except Exception:  # a foreign model under a remedy that does not suit it may raise anything
         return 0
 

@@ -1,6 +1,5 @@
 """A model, and what is searched in its place because it hides its gradients or its logits."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch
@@ -49,24 +48,26 @@ class Searched(nn.Module):
 
     def once(self, images: Tensor, seed: int | None = None) -> Tensor:
         """The logits by one draw; without a seed the model draws as it likes."""
-        answer, before = self.within(images, seed)
-        if place := self.remedies.inside:
-            answer = before(answer)[place - 1]
+        inside = Inside(len(images)) if self.remedies.inside else None
+        answer = self.answer(images, seed, inside)
+        if inside is not None:
+            answer = inside.before(answer)[self.remedies.inside - 1]
         if self.remedies.logarithm:
             answer = answer.clamp_min(1e-38).log()
         return answer.float() * self.remedies.scale
 
-    def within(self, images: Tensor, seed: int | None = None) -> tuple[Tensor, Callable[[Tensor], list[Tensor]]]:
-        """The model's answer, and what gives the tensors of its shape that came before it, the last first."""
+    def answer(self, images: Tensor, seed: int | None = None, inside: Inside | None = None) -> Tensor:
+        """The model's answer by one draw, before anything is made of it; `inside` looks on where it is given."""
         with ExitStack() as stack:
             images = images.clone()  # a model may write to what it is given
             if seed is not None:
                 stack.enter_context(common_draws(seed, len(images), images.device))
             if self.remedies.straight_through is not None:
                 stack.enter_context(StraightThrough(images, self.remedies.straight_through))
-            inside = stack.enter_context(Inside(len(images)))
+            if inside is not None:
+                stack.enter_context(inside)
             answer: Tensor = self.model(images)
-        return answer, inside.before
+        return answer
 
 
 class Remedied(nn.Module):
