@@ -57,9 +57,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="folder of a model for MNIST")
     parser.add_argument("--limit", type=int, default=200, help="how many digits, spread over the test set")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch and of the kernel")
-    parser.add_argument(
-        "--figure", type=Path, help="draw the curves into this file (needs matplotlib: brittle[figures])"
-    )
+    parser.add_argument("--figure", type=Path, help="draw the curves into this file")
     parser.add_argument("--rows", type=Path, help="keep the rows in this folder; those already there are not searched")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
