@@ -260,6 +260,8 @@ class AttackRows:
         attempted: bool ``[n]``, the clean prediction is right and the search came to an end.
         bare_prediction, bare_clean_prediction: int64 ``[n]``, the classifier's own where the detector repairs; None
             where it does not, and both are the guarded model's.
+        margin: float ``[n]``, the classifier's own on the stored images: the highest logit of another class less the
+            label's, above 0 where it is wrong; None where it is not known.
 
     Raises:
         ValueError: for arrays of several lengths, or an image that comes twice.
@@ -282,6 +284,7 @@ class AttackRows:
     attempted: np.ndarray
     bare_prediction: np.ndarray | None = None
     bare_clean_prediction: np.ndarray | None = None
+    margin: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if len({len(value) for value in vars(self).values() if isinstance(value, np.ndarray)}) > 1:
@@ -813,6 +816,9 @@ class DetectorReport:
         scores: float ``[n]`` by the name of the population, in the order shown.
         seed: None unless asked.
         examples: attacked images, all of one shape.
+        attacks: the rows that the cells are counted from, in the same order; empty where figures are not wanted.
+        right: bool ``[n]``, which of the scores of the population ``clean`` are of images classified right; None where
+            that is not known.
     """
 
     name: str
@@ -827,6 +833,8 @@ class DetectorReport:
     scores: Mapping[str, np.ndarray] = field(default_factory=dict)
     seed: SeedNumbers | None = None
     examples: tuple[Example, ...] = ()
+    attacks: tuple[AttackRows, ...] = ()
+    right: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from workers.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Drawing", "Exhibit", "row_key", "write_exhibits"]
+__all__ = ["Drawing", "Exhibit", "key_of", "row_key", "write_exhibits"]
 
 KEY = re.compile(r"[a-z0-9][a-z0-9-]*")
 
@@ -53,6 +53,7 @@ class Exhibit:
         drawings: the figures, in order.
         table: the numbers behind them, None where there are none beside the finding.
         notes: what a reader must know to read it right, a sentence each.
+        by_run: the finding of each run alone, by its name, where that of all mixes several.
         command: what reproduces it, as typed; empty when that of the whole page does.
     """
 
@@ -62,10 +63,16 @@ class Exhibit:
     drawings: Sequence[Drawing] = ()
     table: pa.Table | None = None
     notes: Sequence[str] = ()
+    by_run: Mapping[str, str] = field(default_factory=dict)
     command: str = ""
 
     def __post_init__(self) -> None:
         _require_key(self.key)
+
+
+def key_of(*words: str) -> str:
+    """A key of names that may hold anything; an ``x`` where nothing of them can be kept."""
+    return "-".join(filter(None, (re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-") for word in words))) or "x"
 
 
 def row_key(run: str, row: Mapping[str, Any]) -> str:

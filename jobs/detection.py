@@ -31,7 +31,7 @@ from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
 from workers.errors import WrongInput
-from workers.evaluation.answers import answers
+from workers.evaluation.answers import answers, margins
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import write_whole
 from workers.images import Dataset
@@ -225,6 +225,8 @@ class Detection:
             scores={"clean": scores} | {attack.name: attack.score[attack.success] for attack in attacks},
             seed=self._seed_numbers(one, naive[0]),
             examples=self._examples(one, attacks),
+            attacks=tuple(attacks),
+            right=right,
         )
 
     def _at_any_distance(self, attacked: Attacked, naive: Sequence[AttackRows]) -> str:
@@ -312,6 +314,7 @@ class Detection:
             attempted=clean_prediction == label,
             bare_prediction=bare,
             bare_clean_prediction=None if bare is None else label,  # what is attacked is classified right
+            margin=margins(self.subject.model, images, label),
         )
 
     def _checks(self, attacked: Attacked, attacks: list[AttackRows], alarms: Sequence[FalseAlarms]) -> list[Check]:

@@ -49,6 +49,20 @@ class RecordedRun:
         """
         return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
 
+    def by_products(self) -> "list[pa.Table | None]":
+        """For each budget what the attack left beside the rows, by the same key; None where it leaves nothing."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        if not (self.folder.place / "by-products").names():  # else each shard's is asked for, of which there are none
+            return [None] * len(self.plan.params_hashes)
+        beside, _ = self.folder.shard_rows(self.plan)
+        found = [table for shard in range(self.plan.shards) if (table := beside.of(shard)) is not None]
+        if not found:
+            return [None] * len(self.plan.params_hashes)
+        whole = pa.concat_tables(found)
+        return [whole.filter(pc.equal(whole["params_hash"], name)) for name in self.plan.params_hashes]
+
     @property
     def probe(self) -> Probe:
         """What was found out about the model before the search.

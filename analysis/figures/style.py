@@ -5,7 +5,7 @@ figure uses a colour that is not named here (rasterised marks excepted: those mu
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,8 +13,8 @@ import matplotlib as mpl
 from cycler import cycler
 from matplotlib.figure import Figure
 
-__all__ = ["BAD", "CLASSES", "COLOURS", "FILL", "GOOD", "GROUND", "HEIGHT", "INK", "LINE", "OTHER", "QUIET", "WIDTH",
-           "new_figure", "png", "styled", "svg"]  # fmt: skip
+__all__ = ["BAD", "CLASSES", "COLOURS", "FILL", "GOOD", "GROUND", "HEIGHT", "INK", "LINE", "OTHER", "QUIET",
+           "STYLES", "WIDTH", "new_figure", "png", "settled", "styled", "svg"]  # fmt: skip
 
 WIDTH, HEIGHT = 4.9, 3.6
 """Of a figure in inches; the page shows it at 72 points to the inch and narrows it to 350 pixels at the least."""
@@ -28,6 +28,11 @@ COLOURS = {
     BAD: "--accent", GOOD: "--good", OTHER: "--other", FILL: "--fill",
 }  # fmt: skip
 """The CSS variable for each colour."""
+
+STYLES: Sequence[tuple[str, Any]] = (
+    (BAD, "-"), (OTHER, "--"), (GOOD, "-."), (QUIET, ":"), (INK, (0, (5, 1, 1, 1, 1, 1))),
+)  # fmt: skip
+"""Colours and dashes of the lines of a figure: no more lines than these in one."""
 
 CLASSES = ("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#b6992d", "#b07aa1", "#ff9da7", "#9c755f", "#8a8784")
 """Ten classes, readable on both grounds; a class is always written out as well."""
@@ -52,6 +57,14 @@ def styled() -> Iterator[None]:
 def new_figure(*, width: float = WIDTH, height: float = HEIGHT) -> Figure:
     """An empty figure, laid out by constrained layout; call inside `styled`. It belongs to no pyplot state."""
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def settled(figure: Figure) -> Figure:
+    """Lays a finished figure out once and for all; else each saving does it again, a third of its time."""
+    with styled():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
 
 
 def png(figure: Figure) -> bytes:

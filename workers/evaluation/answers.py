@@ -10,7 +10,7 @@ from workers.detectors.guarded import Judged
 from workers.evaluation.dense import DenseEvaluator
 from workers.remedies.remedied import judging
 
-__all__ = ["REJECTED", "answers"]
+__all__ = ["REJECTED", "answers", "margins"]
 
 REJECTED = -1
 """The answer of a guarded classifier to an image that it flags, and of a model with a NULL class to what it rejects."""
@@ -41,4 +41,27 @@ def answers(
             classes = np.where(logits[:, -1].numpy() > 0, REJECTED, classes)
         found.append(classes)
         on_images(len(classes))
+    return np.concatenate(found)
+
+
+def margins(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each image is on the wrong side: the highest logit of another class less that of the label.
+
+    Args:
+        model: in ``eval()`` mode; of a guarded classifier the classifier's own logits count.
+        images: uint8 ``[n, C, H, W]``.
+        labels: int64 ``[n]``.
+
+    Returns:
+        float32 ``[n]``; above 0 where the image is misclassified.
+    """
+    whole = judging(model)
+    guarded, evaluator = isinstance(whole, Judged), DenseEvaluator(whole)
+    found = [np.empty(0, dtype=np.float32)]
+    for start in range(0, len(images), CHUNK):
+        logits = evaluator.logits(torch.tensor(images[start : start + CHUNK], device=evaluator.device)).cpu()
+        logits = logits[:, :-1] if guarded else logits
+        label = torch.tensor(labels[start : start + CHUNK])[:, None]
+        others = logits.scatter(1, label, -torch.inf).amax(dim=1)
+        found.append((others - logits.gather(1, label)[:, 0]).numpy().astype(np.float32))
     return np.concatenate(found)
