@@ -4,10 +4,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-__all__ = ["Progress", "progress", "say"]
+__all__ = ["Part", "Parts", "Progress", "progress", "say"]
 
 LINE_SECONDS = 5.0
 
@@ -70,3 +71,43 @@ def progress(total: int, title: str, unit: str = "images") -> Iterator[Progress]
 def say(line: str) -> None:
     """Tells the user something that is not a result: one line on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+@dataclass
+class Part:
+    """What one part of the work took, in seconds."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+
+@dataclass
+class Parts:
+    """What each part of the work took; one at a time."""
+
+    seconds: dict[str, Part] = field(default_factory=dict)
+    _open: tuple[str, float, float] | None = None
+
+    def begin(self, name: str) -> None:
+        """Ends the part before and begins another; its time adds to what it had."""
+        self.end()
+        self._open = name, time.perf_counter(), time.process_time()
+
+    def end(self) -> None:
+        """Ends the part that is open, if one is."""
+        if self._open:
+            name, wall, cpu = self._open
+            part = self.seconds.setdefault(name, Part())
+            part.wall += time.perf_counter() - wall
+            part.cpu += time.process_time() - cpu
+            self._open = None
+
+    @property
+    def wall(self) -> float:
+        """Seconds of all parts."""
+        return sum(part.wall for part in self.seconds.values())
+
+    def table(self) -> list[str]:
+        """A line for each part."""
+        width = max(map(len, self.seconds), default=0)
+        return [f"{name:<{width}} {part.wall:8.1f} s" for name, part in self.seconds.items()]

@@ -1,10 +1,12 @@
 """Wilson intervals against the closed form, medians against the order statistics' binomial, summaries by hand."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from scipy.stats import binom
 
-from analysis.statistics import Rate, median
+from analysis.statistics import Rate, by_image, median
 from analysis.summary import summarise
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
@@ -70,3 +72,24 @@ def test_summary_by_hand() -> None:
     assert summary.l2 == pytest.approx(float(np.median(result.distances.l2[result.success])), rel=1e-6)
     assert summary.queries == 1
     assert summary.seconds == pytest.approx(result.seconds.sum())
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_rows_of_the_same_image_are_drawn_together(statistic: Literal["mean", "median"]) -> None:
+    rng = np.random.default_rng(21)
+    images = rng.integers(12, size=50)
+    values = rng.standard_normal(50) + images  # rows of one image are alike
+    found = by_image(values, images, statistic, resamples=1000, seed=3)
+
+    def value(rows: np.ndarray) -> float:
+        return float(rows.mean() if statistic == "mean" else np.sort(rows)[(len(rows) - 1) // 2])
+
+    assert found.value == pytest.approx(value(values))
+    kinds = np.unique(images)
+    drawn = [
+        value(np.concatenate([values[images == one] for one in rng.choice(kinds, len(kinds))])) for _ in range(2000)
+    ]
+    np.testing.assert_allclose(found.interval, np.quantile(drawn, [0.025, 0.975]), atol=0.6)
+    alone = by_image(values, np.arange(50), statistic, resamples=1000)
+    assert alone.interval[1] - alone.interval[0] < 0.8 * (found.interval[1] - found.interval[0])
+    assert by_image(values[:3], np.zeros(3), statistic).interval == (-np.inf, np.inf)
