@@ -11,7 +11,7 @@ from scipy.stats import bootstrap
 from analysis.statistics import Rate
 from workers.results import SEARCHED
 
-__all__ = ["Difference", "paired_difference", "success_by_queries"]
+__all__ = ["Difference", "paired_difference", "paired_rows", "success_by_queries"]
 
 RESAMPLES = 9999
 AT_ONCE = 256
@@ -55,7 +55,7 @@ def success_by_queries(rows: pa.Table, budgets: Sequence[int]) -> list[Rate]:
     return [Rate(int((queries <= budget).sum()), len(searched)) for budget in budgets]
 
 
-def paired_difference(first: pa.Table, second: pa.Table, *, queries: int, seed: int = 0) -> Difference:
+def paired_difference(first: pa.Table, second: pa.Table, *, queries: int | None = None, seed: int = 0) -> Difference:
     """How much more often the first search succeeds within so many queries, on the rows that both searched.
 
     Rows are paired by image and target; images are resampled whole, with all of their targets (percentile
@@ -63,7 +63,7 @@ def paired_difference(first: pa.Table, second: pa.Table, *, queries: int, seed: 
 
     Args:
         first, second: rows of one search each, in the schema of results.
-        queries: the budget.
+        queries: the budget; what each search had when None.
         seed: of the resampling.
 
     Raises:
@@ -84,22 +84,40 @@ def paired_difference(first: pa.Table, second: pa.Table, *, queries: int, seed: 
     return Difference(float(gained.sum() / targets.sum()), (float(low), float(high)), len(gained))
 
 
-def _gains(first: pa.Table, second: pa.Table, queries: int) -> tuple[np.ndarray, np.ndarray]:
+def paired_rows(first: pa.Table, second: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The rows that both searched to an end, one beside the other, by image and then by target.
+
+    Raises:
+        ValueError: when a search has a row twice.
+    """
+    tables = _searched(first), _searched(second)
+    places = [{key: row for row, key in enumerate(_keys(table))} for table in tables]
+    both = sorted(places[0].keys() & places[1].keys())
+    one, other = (
+        table.take(pa.array([place[key] for key in both], pa.int64()))
+        for table, place in zip(tables, places, strict=True)
+    )
+    return one, other
+
+
+def _gains(first: pa.Table, second: pa.Table, queries: int | None) -> tuple[np.ndarray, np.ndarray]:
     """For each image, the successes that the first has more, and the rows that both have."""
-    hits = [_hits(rows, queries) for rows in (first, second)]
-    by_image: dict[int, list[int]] = {}
-    for key in sorted(hits[0].keys() & hits[1].keys()):
-        by_image.setdefault(key[0], []).append(hits[0][key] - hits[1][key])
-    gained = np.array([sum(gains) for gains in by_image.values()])
-    return gained, np.array([len(gains) for gains in by_image.values()])
+    one, other = paired_rows(first, second)
+    gains = _hits(one, queries).astype(np.int64) - _hits(other, queries)
+    _, image, counts = np.unique(one["image_id"].to_numpy(), return_inverse=True, return_counts=True)
+    return np.bincount(image, gains, minlength=len(counts)).astype(np.int64), counts
 
 
-def _hits(rows: pa.Table, queries: int) -> dict[tuple[int, int], int]:
-    """By image and target (−1 when untargeted), 1 where a searched row succeeded in so many queries, else 0."""
-    searched = _searched(rows)
-    keys = zip(*(pc.fill_null(searched[name], -1).to_pylist() for name in ("image_id", "target")), strict=True)
-    within = np.asarray(searched["success"]) & (np.asarray(searched["queries"]) <= queries)
-    return dict(zip(keys, within.astype(int).tolist(), strict=True))
+def _hits(rows: pa.Table, queries: int | None) -> np.ndarray:
+    """bool ``[n]``: which rows succeeded within so many queries."""
+    success = np.asarray(rows["success"], dtype=bool)
+    return success if queries is None else success & (np.asarray(rows["queries"]) <= queries)
+
+
+def _keys(rows: pa.Table) -> list[tuple[int, int]]:
+    """Image and target, −1 when untargeted."""
+    columns = (pc.fill_null(rows[name], -1).to_pylist() for name in ("image_id", "target"))
+    return list(zip(*columns, strict=True))
 
 
 def _searched(rows: pa.Table) -> pa.Table:

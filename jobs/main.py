@@ -51,7 +51,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _app(arguments: Sequence[str]) -> App:
-    from jobs import attack, compact, data, detect, evaluate, report, run, status, train, transfer, verify
+    from jobs import (
+        analyze,
+        attack,
+        compact,
+        compare,
+        data,
+        detect,
+        evaluate,
+        report,
+        run,
+        status,
+        train,
+        transfer,
+        verify,
+    )
 
     app = App(
         name="brittle",
@@ -59,7 +73,7 @@ def _app(arguments: Sequence[str]) -> App:
         version=_version,
         result_action="return_value",
     )
-    for module in (data, attack, evaluate, detect, transfer, verify, status, report, compact, run):
+    for module in (data, attack, evaluate, detect, transfer, verify, status, analyze, report, compare, compact, run):
         app.command(module.app)
     app.command(train.app_for(arguments[1:] if arguments[:1] == ["train"] else ()))
     if len(arguments) > 1 and arguments[0] == "attack":
