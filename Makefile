@@ -13,15 +13,15 @@ BIN := .venv/bin
 run: install
 	$(BIN)/brittle run --out $(OUT)
 
-# Two processes: one for the tests that start Ray, which mostly wait, and one for the others (tests/conftest.py).
+# Three processes: two for the tests that start Ray, which mostly wait, and one for the others (tests/conftest.py).
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n 3 -rs
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -rs
 
 install: .venv/installed
 

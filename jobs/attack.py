@@ -22,7 +22,7 @@ from workers.remedies.checks import State
 from workers.remedies.remedies import NONE
 from workers.results import Status
 
-__all__ = ["add_named", "app"]
+__all__ = ["add_named", "app", "flag_of"]
 
 app = App(
     name="attack",
@@ -46,6 +46,11 @@ _TAKEN = {"out", "as_given", *SubjectOptions.model_fields, *Selection.model_fiel
 """What the flags of every attack's command are called."""
 
 
+def flag_of(parameter: str) -> str:
+    """The flag of an attack's parameter."""
+    return f"--attack-{parameter}" if parameter in _TAKEN else f"--{parameter.replace('_', '-')}"
+
+
 def _flags(kind: type[Attack]) -> type[BaseModel]:
     """The parameters as the command line takes them.
 
@@ -60,7 +65,7 @@ def _flags(kind: type[Attack]) -> type[BaseModel]:
         for name, field in kind.model_fields.items()
     }
     for name in clashing:
-        fields[name] = (Annotated[fields[name][0], Parameter(name=f"--attack-{name}")], fields[name][1])
+        fields[name] = (Annotated[fields[name][0], Parameter(name=flag_of(name))], fields[name][1])
     if kind.BUDGET is not None:
         known = kind.model_fields[kind.BUDGET]
         optional = known.default is None

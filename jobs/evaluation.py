@@ -33,6 +33,7 @@ from workers.results import SEARCHED, Status, write_part
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from analysis.exhibits import Exhibit
     from analysis.robustness import Judgement, Robustness, StageRows
     from workers.models.loading import ModelRecipe
 
@@ -78,7 +79,8 @@ class Question(BaseModel):
 
 
 class EvaluationFolder(FrozenFolder):
-    """An evaluation: ``evaluation.json``, ``runs/NAME``, ``images.parquet``, ``verdict.json``, ``page.html``."""
+    """An evaluation: ``evaluation.json``, ``runs/NAME``, ``images.parquet``, ``verdict.json``,
+    ``page.html``, ``figures/``."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "evaluation")
@@ -538,6 +540,8 @@ class Evaluation:
 
     def conclude(self) -> int:
         """Says the verdict, writes the page, and returns the exit code."""
+        from analysis.exhibits import write_exhibits
+        from analysis.figures.robustness import robustness_exhibits
         from analysis.robustness import Verdict
 
         self.introduce()
@@ -561,17 +565,19 @@ class Evaluation:
             print(line)
         print(f"verdict in {out / 'verdict.json'}, images in {out / 'images.parquet'}")
         if self.rows:
+            exhibits = robustness_exhibits(known)
+            write_exhibits(exhibits, out / "figures")
             title = f"{len(self.ids)} images within {self.threat}: robust accuracy at most {known.at_most}"
             title = f"Void: {title}" if self._failed(checks) else title
             clean = f"clean accuracy of these images {known.clean}"
-            self._write_page([title, *asked, clean, *judgement.reasons, *left, *map(str.strip, checked)])
+            self._write_page([title, *asked, clean, *judgement.reasons, *left, *map(str.strip, checked)], exhibits)
         met = {Verdict.HOLDS, Verdict.NONE_ASKED} | ({Verdict.UNDECIDED} if self.question.accept_undecided else set())
         return 1 if known.failed or len(known.contradicted) or judgement.verdict not in met else 0
 
-    def _write_page(self, findings: Sequence[str]) -> None:
+    def _write_page(self, findings: Sequence[str], exhibits: "Sequence[Exhibit]") -> None:
         runs = [open_run(self.folder.run(stage)) for stage in self.stages if stage.name in self.known.tallies]
         try:
-            write_page(runs, self.subject, self.folder.page, findings=findings)
+            write_page(runs, self.subject, self.folder.page, findings=findings, exhibits=exhibits)
         except WrongInput:
             raise
         except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything

@@ -1,13 +1,17 @@
 """``brittle report``: runs as one self-contained page."""
 
+import re
+import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from cyclopts import App
 
+from jobs.attack import flag_of
 from jobs.examples import examples
 from jobs.recorded import RecordedRun, open_run
 from jobs.subject import Subject
@@ -15,8 +19,14 @@ from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
 from workers.remedies.checks import State
+from workers.remedies.remedies import NONE
+from workers.results import Status
 
-__all__ = ["app", "write_page"]
+if TYPE_CHECKING:
+    from analysis.exhibits import Exhibit
+    from analysis.page import RunView
+
+__all__ = ["app", "run_views", "write_files", "write_page"]
 
 app = App(
     name="report",
@@ -24,31 +34,52 @@ app = App(
     """,
     help_epilogue=examples(
         "brittle report RUN_A RUN_B --out page.html --open",
+        "brittle report RUN --out page.html --files figures",
     ),
 )
 
 
 @app.default
-def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = False) -> int:
+def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = False, files: Path | None = None) -> int:
     """
     Args:
         runs: Folders of runs, or their URIs; all of one model and one data set.
         out: The page.
         open: Show it in the browser.
+        files: Folder for its figures as PNG and SVG and its tables as Parquet and CSV.
     """
+    from analysis.figures.runs import run_exhibits
+
     recorded = [open_run(Place.of(run)) for run in runs]
     for other in recorded[1:]:
         for what in ("model", "data", "split"):
             if other.plan.frozen[what] != recorded[0].plan.frozen[what]:
                 raise WrongInput(f"{other.folder.place}: another {what} than {recorded[0].folder.place}")
-    write_page(recorded, recorded[0].subject(), out)
+    if files is not None:
+        if files.exists() and not files.is_dir():
+            raise WrongInput(f"--files {files}: expected a folder, is a file")
+        require_place(files)
+    subject, views = recorded[0].subject(), run_views(recorded)
+    exhibits = run_exhibits(views, subject.dataset)
+    write_page(recorded, subject, out, findings=_findings(views), exhibits=exhibits)
     print(f"page in {out}")
+    if files is not None:
+        write_files(recorded, exhibits, files)
+        print(f"figures and tables in {files}")
     if open:
         webbrowser.open(out.resolve().as_uri())
     return 0
 
 
-def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings: Sequence[str] = ()) -> None:
+def write_page(
+    runs: Sequence[RecordedRun],
+    subject: Subject,
+    out: Path,
+    *,
+    findings: Sequence[str] = (),
+    exhibits: "Sequence[Exhibit]" = (),
+    command: str = "",
+) -> None:
     """Renders runs into one file, whole or not at all.
 
     Args:
@@ -56,17 +87,75 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings
         subject: theirs.
         out: the page.
         findings: what they come to together, a sentence each, the first as a heading; none when empty.
+        exhibits: what supports them, in the order shown.
+        command: what makes the page, as typed; `brittle report` of the runs when empty.
 
     Raises:
         WrongInput: when a run has no rows, or the file cannot be written.
     """
-    from analysis.page import RunView, render
+    from analysis.page import render
     from workers.evaluation.answers import answers
 
     if out.is_dir():
         raise WrongInput(f"--out {out}: is a folder; expected the name of a page")
     require_place(out.parent)
-    views = [
+    views = run_views(runs)
+    if subject.recipe.remedies.answering:  # each answer takes many: only the images of the runs are asked about again
+        ids = np.unique(np.concatenate([run.plan.ids for run in runs]))
+        correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]
+    else:
+        correct = subject.correct
+    report = ["brittle", "report", *(str(run.folder.place) for run in runs), "--out", str(out)]
+    html = render(
+        views,
+        subject.recipe,
+        subject.dataset,
+        correct,
+        findings=findings,
+        exhibits=exhibits,
+        command=command or shlex.join(report),
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, html.encode())
+    except OSError as error:
+        raise WrongInput(f"--out {out}: {error.strerror}") from None
+
+
+def write_files(runs: Sequence[RecordedRun], exhibits: "Sequence[Exhibit]", folder: Path) -> None:
+    """Writes exhibits, and the rows of runs without their images, as ``rows.parquet`` and ``rows.csv``.
+
+    Raises:
+        WrongInput: when a run has no rows, or a file cannot be written.
+    """
+    import pyarrow as pa
+
+    from analysis.exhibits import Exhibit, write_exhibits
+
+    tables = []
+    for run in runs:
+        for _, table in run.tables():
+            named = pa.array([run.folder.place.name] * len(table))
+            rows = table.drop_columns(["adversarial", "shape"]).add_column(0, "run", named)
+            tables.append(
+                rows.set_column(rows.column_names.index("status"), "status", rows["status"].cast(pa.string()))
+            )
+    rows = Exhibit("rows", "All rows", "", table=pa.concat_tables(tables))
+    try:
+        write_exhibits([*exhibits, rows], folder)
+    except OSError as error:
+        raise WrongInput(f"--files {folder}: {error.strerror}") from None
+
+
+def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
+    """Runs as pages and figures take them, one at each budget.
+
+    Raises:
+        WrongInput: when one has no rows.
+    """
+    from analysis.page import RunView
+
+    return [
         RunView(
             place=run.folder.place,
             attack=attack,
@@ -74,21 +163,70 @@ def write_page(runs: list[RecordedRun], subject: Subject, out: Path, *, findings
             planned=len(run.plan.ids),
             table=table,
             checks=[str(check) for check in run.probe.checks if check.state != State.PASSED],
+            by_products=beside,
+            command=_command(run),
+            command_of_row=_command_of_row(run),
         )
         for run in runs
-        for attack, table in run.tables()
+        for (attack, table), beside in zip(run.tables(), run.by_products(), strict=True)
     ]
-    if subject.recipe.remedies.answering:  # each answer takes many: only the images of the runs are asked about again
-        ids = np.unique(np.concatenate([run.plan.ids for run in runs]))
-        correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]
-    else:
-        correct = subject.correct
-    html = render(views, subject.recipe, subject.dataset, correct, findings=findings)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(out, html.encode())
-    except OSError as error:
-        raise WrongInput(f"--out {out}: {error.strerror}") from None
+
+
+def _findings(views: "Sequence[RunView]") -> list[str]:
+    """The run that succeeds on the largest share of its images, and what is certified."""
+    from analysis.statistics import Rate
+    from analysis.summary import summarise
+
+    found = [(view, summarise(view.table)) for view in views]
+    searched = [(view, summary) for view, summary in found if summary.success.total]
+    if not searched:
+        return ["No image was searched to an end"]
+    strongest, summary = max(searched, key=lambda each: each[1].success.value or 0)
+    most = "" if len(searched) == 1 else ", the most of these attacks"
+    sentences = [f"{strongest.title}: success on {summary.success}{most}"]
+    for view, summary in searched:
+        if certified := summary.counts.get(Status.CERTIFIED):
+            rate = Rate(certified, summary.success.total)
+            sentences.append(f"{view.title}: it is certified that no change of its space succeeds on {rate}")
+    return sentences
+
+
+def _command(run: RecordedRun) -> str:
+    """What makes the run, as typed; empty when its images were chosen by another command."""
+    frozen = run.plan.frozen
+    if frozen["ids"] and not re.fullmatch(r"[\d,]+", frozen["ids"]):
+        return ""
+    flags = {name: frozen[name] for name in ("label", "ids", "limit", "target")}
+    words = [word for name, value in flags.items() if value not in (None, "") for word in (f"--{name}", str(value))]
+    if frozen["correct"]:
+        words.append("--correct")
+    return shlex.join([*_search(run), *words, "--out", str(run.folder.place)])
+
+
+def _command_of_row(run: RecordedRun) -> str:
+    return shlex.join(_search(run))
+
+
+def _search(run: RecordedRun) -> list[str]:
+    """The words that name a run's attack, model, data and seed."""
+    frozen, recorded = run.plan.frozen, run.plan.recorded
+    words = ["brittle", "attack", frozen["attack"]]
+    for name in ("model", "weights", "data", "mean", "std"):
+        if recorded[name]:
+            words += [f"--{name}", recorded[name]]
+    if frozen["split"] != "all":
+        words += ["--split", frozen["split"]]
+    for name, value in frozen["parameters"].items():
+        if isinstance(value, bool):
+            words.append(flag_of(name) if value else f"--no-{flag_of(name)[2:]}")
+        elif value is not None:
+            listed = [str(one) for one in value] if isinstance(value, list) else [str(value)]
+            words += [flag_of(name), *([",".join(listed)] if name == run.attacks[0].BUDGET else listed)]
+    if frozen["seed"]:
+        words += ["--seed", str(frozen["seed"])]
+    if run.remedies == NONE and run.probe.remedies != NONE:
+        words.append("--as-given")
+    return words
 
 
 if __name__ == "__main__":

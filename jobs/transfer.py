@@ -491,14 +491,18 @@ def _slug(name: str) -> str:
 
 
 def _publish(folder: FrozenFolder, report: "TransferReport", threat: Threat) -> None:
-    """Writes verdict, table and page."""
+    """Writes verdict, tables, figures and page."""
+    from analysis.exhibits import write_exhibits
+    from analysis.figures.transfer import transfer_exhibits
     from analysis.page.transfer import render_transfer
     from analysis.transfer import to_json, to_table
 
     verdict = to_json(report) | {"threat": {"norm": threat.norm, "epsilon": threat.ball.epsilon}}
     write_part(to_table(report), Place.of(folder.path / "transfer.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
-    write_whole(folder.page, render_transfer(report).encode())
+    exhibits = transfer_exhibits(report)
+    write_whole(folder.page, render_transfer(report, exhibits=exhibits).encode())
+    write_exhibits(exhibits, folder.path / "figures")
 
 
 def _tell(folder: FrozenFolder, report: "TransferReport", job: _Transfer) -> int:

@@ -41,15 +41,18 @@ WITHOUT_RAY = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With pytest-xdist: all that starts Ray runs in one process, in order, and the other files beside it."""
+    """With pytest-xdist: tests of the cluster in one process, others with Ray in another, the rest beside them."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneRay(LoadScopeScheduling):
+    class RayApart(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
-            return "Ray" if WITHOUT_RAY.isdisjoint(Path(file).parts) else file
+            parts = Path(file).parts
+            if not WITHOUT_RAY.isdisjoint(parts):
+                return file
+            return "cluster" if "cluster" in parts else "jobs"
 
-    return OneRay(config, log)
+    return RayApart(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -1,50 +1,19 @@
 """Detectors and what became of them as one self-contained page."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
-from analysis.detection import DetectorReport, Example, FalseAlarms, OverSeeds
-from analysis.page.environment import templates
+from analysis.detection import DetectorReport, Example, OverSeeds
+from analysis.exhibits import Exhibit
+from analysis.page.environment import render_page, script, templates
+from analysis.page.exhibits import exhibit_views
 from analysis.page.sprites import Sheet, picture
 
 __all__ = ["render_detection"]
 
-BINS = 60
-
 EXAMPLES = 12
 """Shown a detector."""
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One population's histogram: an SVG path over a box of `BINS` by 1, and how many scores it has."""
-
-    name: str
-    path: str
-    count: int
-    unscored: int
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A threshold on the histograms: where it stands, 0 to `BINS`, and its false-alarm rate."""
-
-    position: float
-    rate: float
-    value: float
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Populations over one axis of scores; what lies beyond the axis is in its first and last bin."""
-
-    low: float
-    high: float
-    strips: tuple[Strip, ...]
-    marks: tuple[Mark, ...]
-    bins: int = BINS
 
 
 def render_detection(
@@ -53,6 +22,7 @@ def render_detection(
     model: str = "",
     data: str = "",
     trainings: Sequence[OverSeeds] = (),
+    exhibits: Sequence[Exhibit] = (),
 ) -> str:
     """Renders the page.
 
@@ -60,6 +30,7 @@ def render_detection(
         reports: of detectors that guard one model on one data set, in the order shown.
         model, data: what they are called.
         trainings: of the detectors that were trained several times.
+        exhibits: shown behind the verdicts, in that order.
 
     Returns:
         HTML that needs no network.
@@ -69,17 +40,19 @@ def render_detection(
     sections = []
     for report in reports:
         examples = [(example, _sprites(example, pictures)) for example in report.examples[:EXAMPLES]]
-        sections.append({"report": report, "histogram": _histogram(report.scores, report.alarms), "examples": examples})
-    return (
-        templates()
-        .get_template("detection.html.j2")
-        .render(
-            sections=sections,
-            sheet=Sheet.of(pictures) if pictures else None,
-            model=model or "classifier",
-            data=data,
-            trainings=trainings,
-        )
+        sections.append({"report": report, "examples": examples})
+    sheet = Sheet.of(pictures, columns=24) if pictures else None
+    return render_page(
+        templates(),
+        "detection.html.j2",
+        scripts=[script("exhibits.js")] if exhibits else [],
+        sections=sections,
+        sheets={} if sheet is None else {"image": sheet},
+        sheet=sheet,
+        model=model or "classifier",
+        data=data,
+        trainings=trainings,
+        exhibits=exhibit_views(exhibits),
     )
 
 
@@ -92,33 +65,3 @@ def _sprites(example: Example, pictures: list[np.ndarray]) -> list[tuple[str, in
             found.append((name, len(pictures)))
             pictures.append(picture(image))
     return found
-
-
-def _histogram(scores: Mapping[str, np.ndarray], alarms: Sequence[FalseAlarms]) -> Histogram | None:
-    """The populations between the pooled percentiles 0.5 and 99.5, widened to the thresholds; None without scores.
-
-    The whole range would put all of a heavy-tailed score into one bin.
-    """
-    finite = {name: values[np.isfinite(values)] for name, values in scores.items()}
-    pooled = np.concatenate([np.empty(0), *finite.values()])
-    if not len(pooled):
-        return None
-    marks = [found.threshold for found in alarms if np.isfinite(found.threshold.value)]
-    low, high = np.percentile(pooled, [0.5, 99.5])
-    ends = [low, high, *(mark.value for mark in marks)]
-    low, high = min(ends), max(ends)
-    margin = 0.02 * (high - low) or 0.5
-    low, high = low - margin, high + margin
-
-    def at(value: float) -> float:
-        return float(BINS * (value - low) / (high - low))
-
-    strips = []
-    for name, values in finite.items():
-        share = np.histogram(values.clip(low, high), BINS, (low, high))[0] / max(len(values), 1)
-        height = share / (share.max() or 1)
-        steps = "".join(f"V{1 - top:.4f}h1" for top in height)
-        strips.append(Strip(name, f"M0 1{steps}V1", len(scores[name]), len(scores[name]) - len(values)))
-    return Histogram(
-        float(low), float(high), tuple(strips), tuple(Mark(at(mark.value), mark.rate, mark.value) for mark in marks)
-    )

@@ -1,21 +1,34 @@
 """What transfers from which model to which as one self-contained page."""
 
-from analysis.page.environment import templates
+from collections.abc import Sequence
+
+from analysis.exhibits import Exhibit
+from analysis.page.environment import render_page, script, templates
+from analysis.page.exhibits import exhibit_views
 from analysis.transfer import TransferReport
 
 __all__ = ["render_transfer"]
 
 
-def render_transfer(report: TransferReport) -> str:
+def render_transfer(report: TransferReport, *, exhibits: Sequence[Exhibit] = ()) -> str:
     """Renders the page.
 
     Args:
         report: all that is known.
+        exhibits: shown behind the verdicts, in that order.
 
     Returns:
         HTML that needs no network.
     """
     names = {victim.name for victim in report.victims}
     surrogates = any(source not in names for source in report.sources)
-    template = templates().get_template("transfer.html.j2")
-    return template.render(report=report, names=names, surrogates=surrogates, sheet=None)
+    return render_page(
+        templates(),
+        "transfer.html.j2",
+        scripts=[script("exhibits.js")] if exhibits else [],
+        report=report,
+        names=names,
+        surrogates=surrogates,
+        sheets={},
+        exhibits=exhibit_views(exhibits),
+    )

@@ -121,7 +121,7 @@ def test_the_same_again_needs_no_ray(
 
     made, read, tables = [], [], RunFolder.tables
     monkeypatch.setattr("jobs.launch.open_session", lambda address: pytest.fail("Ray was started"))
-    monkeypatch.setattr("jobs.evaluation.write_page", lambda runs, subject, out, findings: None)
+    monkeypatch.setattr("jobs.evaluation.write_page", lambda runs, subject, out, **shown: None)
 
     class Counted(analysis.robustness.Robustness):
         def __init__(self, *given: Any) -> None:

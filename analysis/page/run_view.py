@@ -1,0 +1,56 @@
+"""A run as a page needs it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from workers.attacks.attack import Attack
+from workers.places import Place
+
+__all__ = ["RunView"]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run at one of its budgets.
+
+    Attributes:
+        place: its folder.
+        attack: the method with its parameters.
+        target: as the user gave it, None when untargeted.
+        planned: rows in the plan.
+        table: the rows that are done.
+        checks: what was found out about the model and did not pass, a sentence each.
+        by_products: what the attack left beside the rows, by the same key; None where it leaves nothing.
+        command: what makes the run, as typed; empty when it is not known.
+        command_of_row: what searches one of its images again, as typed, without ``--ids``, ``--target`` and ``--out``.
+    """
+
+    place: Place
+    attack: Attack
+    target: str | None
+    planned: int
+    table: pa.Table
+    checks: Sequence[str] = ()
+    by_products: pa.Table | None = None
+    command: str = ""
+    command_of_row: str = ""
+
+    @property
+    def title(self) -> str:
+        """The attack and its goal, for example ``jsma → 6``."""
+        return f"{self.attack.title} → {self.target}" if self.target is not None else f"{self.attack.title}, untargeted"
+
+    @property
+    def parameters(self) -> list[str]:
+        """Every parameter that is set, each as a flag."""
+        given = self.attack.model_dump().items()
+        return [_flag(name.replace("_", "-"), value) for name, value in given if value is not None]
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {value}"
