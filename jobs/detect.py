@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from analysis.detection import DetectorReport, OverSeeds
+    from analysis.exhibits import Exhibit
     from jobs.detection import Detection
     from jobs.guard import Named
     from jobs.subject import Subject
     from workers.images import Dataset
 
-__all__ = ["Question", "app"]
+__all__ = ["Judged", "Question", "app", "judge"]
 
 FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist"}
 
@@ -102,6 +103,60 @@ def detect(
         foreign: Images that no detector knows, or none; fashion-mnist for mnist and the reverse when absent.
         retry_failed: Search the images again whose search failed.
     """
+    with WorkerHost(where or Where()) as host:
+        judged = judge(
+            detectors,
+            subject,
+            out,
+            host,
+            networks=networks,
+            training_data=training_data,
+            foreign=foreign,
+            retry_failed=retry_failed,
+            threat=threat,
+            question=question,
+        )
+    return tell(judged)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Detectors that were judged.
+
+    Attributes:
+        folder: what was written.
+        detection: what was done.
+        named: the detectors that were asked for, each of several trainings by itself.
+        reports: one for each.
+    """
+
+    folder: FrozenFolder
+    detection: "Detection"
+    named: "Sequence[Named]"
+    reports: "Sequence[DetectorReport]"
+
+
+def judge(
+    detectors: Sequence[str],
+    subject: SubjectOptions,
+    out: str,
+    host: WorkerHost,
+    *,
+    networks: str | None = None,
+    training_data: str | None = None,
+    foreign: str | None = None,
+    retry_failed: bool = False,
+    threat: DetectorThreat | None = None,
+    question: Question | None = None,
+) -> Judged:
+    """Trains, calibrates, attacks and judges detectors, and writes what came of it; the arguments of `detect`.
+
+    Raises:
+        WrongInput: nothing is written then.
+        RuntimeError: a detector failed on its way; those before it are judged.
+    """
+    from analysis.exhibits import write_exhibits
+    from analysis.figures.detection import detection_exhibits
     from jobs.detection import Detection
     from jobs.guard import Named, require_classes, require_fit, split_images
     from workers.detectors.guarded import Guarded
@@ -119,7 +174,6 @@ def detect(
     folder = FrozenFolder(on_disk("--out", out), "detection")
     folder.require_usable()
     trained = on_disk("--networks", networks) if networks else folder.path / "networks"
-    host = WorkerHost(where or Where())
     loaded = load_subject(subject)
     if isinstance(loaded.model, Guarded):
         raise WrongInput(
@@ -147,7 +201,7 @@ def detect(
     }
     if folder.exists:
         folder.compare(asked)
-    with folder.locked(), host:
+    with folder.locked():
         if fresh := not folder.exists:
             folder.create(asked)
         else:
@@ -169,13 +223,16 @@ def detect(
                 except WrongInput as error:  # a detector that failed on its way is no wrong input
                     raise RuntimeError(f"{error}; what is done is kept: the same command goes on") from None
                 publish(folder, reports, detection, named)
+            exhibits = detection_exhibits(reports)  # once: they take longer than a page
+            write_exhibits(exhibits, folder.path / "figures")
+            publish(folder, reports, detection, named, exhibits=exhibits)
             if failure:
                 raise failure
         except WrongInput:
             if fresh and not (folder.path / "runs").exists():
                 folder.forget()
             raise
-    return tell(folder, reports, detection, several(named, reports))
+    return Judged(folder, detection, named, reports)
 
 
 def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
@@ -214,6 +271,8 @@ def publish(
     reports: "Sequence[DetectorReport]",
     detection: "Detection",
     named: "Sequence[Named]",
+    *,
+    exhibits: "Sequence[Exhibit]" = (),
 ) -> None:
     """Writes verdict, table and page of the detectors that are judged, and which of those that are asked are not."""
     from analysis.page.detection import render_detection
@@ -227,17 +286,13 @@ def publish(
     write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     model, data = detection.subject.recipe.reference, detection.subject.dataset.name
-    page = render_detection(reports, model=model, data=data, trainings=trainings)
+    page = render_detection(reports, model=model, data=data, trainings=trainings, exhibits=exhibits)
     write_whole(folder.page, page.encode())
 
 
-def tell(
-    folder: FrozenFolder,
-    reports: "Sequence[DetectorReport]",
-    detection: "Detection",
-    trainings: "Sequence[OverSeeds]",
-) -> int:
+def tell(judged: Judged) -> int:
     """Prints the verdicts, and says how the command ends."""
+    folder, detection, reports = judged.folder, judged.detection, judged.reports
     for report in reports:
         print(f"{report.name}: {report.judgement.verdict}")
         for reason in report.judgement.reasons:
@@ -253,7 +308,7 @@ def tell(
                 "–" if value is None else f"{value:.1%}" for value in (found.success.value, found.at[0].evaded.value)
             )
             print(f"  {found.name:<{width}} {success:>8} {length:>6} {tprs[0]:>11} {tprs[1]:>7} {evaded:>18}")
-    for each in trainings:
+    for each in several(judged.named, reports):
         measured = each.evaded and f", of {each.evaded.count}" * (each.evaded.count < len(each.verdicts))
         spread = each.evaded and f"; fooled and not flagged {each.evaded.low:.1%} to {each.evaded.high:.1%}{measured}"
         print(f"{each.name}, {len(each.verdicts)} trainings: {', '.join(each.verdicts)}{spread or ''}")

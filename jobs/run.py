@@ -1,22 +1,26 @@
 """``brittle run``: the seed's whole experiment, ending with the page."""
 
+import shlex
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from jobs.analyze import AnalysisOptions, analysed
+from jobs.detect import Judged, Question, judge
 from jobs.examples import examples
+from jobs.exits import Exit
 from jobs.launch import Selection, Where, WorkerHost, launch
-from jobs.progress import say
-from jobs.recorded import open_run
-from jobs.report import write_page
+from jobs.progress import Parts, say
+from jobs.recorded import RecordedRun, open_run
+from jobs.report import run_views, write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
-from workers.attacks import FGSM, JSMA, Attack, DifferentialEvolution, IterativeFGSM
+from workers.attacks import DDN, FGSM, JSMA, PGD, Attack, DifferentialEvolution, IterativeFGSM, OnePixelExact
 from workers.errors import WrongInput
 from workers.files import require_place
 from workers.places import Place
@@ -29,14 +33,29 @@ app = App(
     name="run",
     help="""The seed's experiment on real data, from training to the page.
 
-    Trains the CNN (or reuses it), attacks ten correctly classified 2s and a larger mixed sample, and writes
-    the page. What is finished is reused, so a second start takes seconds.
+    Trains the CNN (or reuses it), attacks ten correctly classified 2s and a larger mixed sample, maps their
+    representations and activations, and writes the page, the seed's claims first. --full does all of it at the seed's
+    own sizes, with the exact one-pixel search, and trains, attacks and judges the seed's detector. What is finished is
+    reused, so a second start takes seconds.
     """,
     help_epilogue=examples(
         "brittle run --out experiment",
-        "brittle run --out experiment-full --population 5000 --generations 400",
+        "brittle run --full --out experiment-full",
+        "brittle run --full --detector vae-kl,epochs=5 --sample 50 --out experiment-full",
     ),
 )
+
+
+class Sizes(NamedTuple):
+    """What differs between the quick form and the full one."""
+
+    population: int
+    generations: int
+    points: int
+
+
+QUICK = Sizes(population=400, generations=75, points=2000)
+FULL = Sizes(population=5000, generations=400, points=10_000)
 
 
 class ExperimentOptions(BaseModel):
@@ -44,12 +63,45 @@ class ExperimentOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    full: bool = Field(
+        False, description="All systems at the seed's sizes, the detector's training and adaptive attacks included."
+    )
     epochs: int = Field(12, ge=1, le=10_000, description="Training epochs.")
     label: int = Field(2, ge=0, description="Class of the ten images.")
     target: int = Field(6, ge=0, description="Class they are to become.")
-    sample: int = Field(100, ge=1, description="Size of the mixed sample.")
-    population: int = Field(400, ge=4, description="Individuals of differential evolution; the seed's is 5000.")
-    generations: int = Field(75, ge=0, description="Its generations; the seed's is 400.")
+    sample: int = Field(100, ge=1, description="Size of the mixed sample, and of the detector's attacked images.")
+    population: int | None = Field(
+        None,
+        ge=4,
+        description=f"Individuals of differential evolution; {QUICK.population}, or with --full {FULL.population}.",
+    )
+    generations: int | None = Field(
+        None, ge=0, description=f"Its generations; {QUICK.generations}, or with --full {FULL.generations}."
+    )
+    points: int | None = Field(
+        None, ge=10, description=f"Training images on the maps; {QUICK.points}, or with --full {FULL.points}."
+    )
+    detector: str = Field("vae-kl", description="Judged with --full: a name as of brittle detect, with parameters.")
+
+    @property
+    def sizes(self) -> Sizes:
+        """As asked for, else those of the form."""
+        form = FULL if self.full else QUICK
+        asked = {name: given for name in Sizes._fields if (given := getattr(self, name)) is not None}
+        return form._replace(**asked)
+
+
+LOOKED_INTO = ("ten-ifgsm", "ten-one-pixel-de", "ten-five-pixel-de", "mixed-ifgsm", "mixed-jsma")
+"""The searches whose representations and activations are looked at."""
+
+
+class Search(NamedTuple):
+    """One search: the attack at one budget or several, the images as ``--ids`` takes them, and the target."""
+
+    name: str
+    attacks: tuple[Attack, ...]
+    ids: str
+    target: str | None = None
 
 
 @app.default
@@ -67,57 +119,126 @@ def run(
     """
     from workers.training.classifiers import Recipe
 
-    sizes, started = options or ExperimentOptions(), time.monotonic()
+    asked, parts = options or ExperimentOptions(), Parts()
     if data not in NAMES and Path(data).is_file():
         raise WrongInput("--data is a single file: give a folder with train and test")
-    if sizes.label == sizes.target:
-        raise WrongInput(f"--target: must differ from --label, got {sizes.target} twice")
+    if asked.label == asked.target:
+        raise WrongInput(f"--target: must differ from --label, got {asked.target} twice")
     _require_ours(out)
+    parts.begin("data")
     training, test = load_data(data, "train", say=say), load_data(data, "test", say=say)
     classes = max(training.classes, test.classes)
-    for flag, number in (("--label", sizes.label), ("--target", sizes.target)):
+    for flag, number in (("--label", asked.label), ("--target", asked.target)):
         if number >= classes:
             raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
+    page, named = out / "page.html", SubjectOptions(model=str(out / "model"), data=data, split="test")
     with WorkerHost(where or Where()) as host:
-        if not (out / "page.html").exists():
+        if not page.exists():
+            parts.begin("Ray")
             host.pool()  # before the training, so that workers that do not fit are refused at once
-        train_model(training, test, Recipe(epochs=sizes.epochs), out / "model")
-        say(f"model ready after {time.monotonic() - started:.0f} s")
-        subject = load_subject(SubjectOptions(model=str(out / "model"), data=data, split="test"))
+        parts.begin("training")
+        train_model(training, test, Recipe(epochs=asked.epochs), out / "model")
+        subject = load_subject(named)
         folders, broken = [], 0
-        for name, attack, ids, target in _searches(subject, sizes):
-            folders.append(out / "runs" / name)
-            (summary,) = launch((attack,), subject, Selection(ids=ids, target=target), Place.of(folders[-1]), host)
-            broken += summary.counts.get(Status.FAILED, 0)
-    page = out / "page.html"
-    write_page([open_run(Place.of(folder)) for folder in folders], subject, page)
-    print(f"done in {time.monotonic() - started:.0f} s; the page is {page.resolve()}")
-    return 1 if broken else 0
+        for search in _searches(subject, asked):
+            parts.begin(search.name)
+            folders.append(out / "runs" / search.name)
+            selection = Selection(ids=search.ids, target=search.target)
+            summaries = launch(search.attacks, subject, selection, Place.of(folders[-1]), host)
+            broken += sum(summary.counts.get(Status.FAILED, 0) for summary in summaries)
+        judged = None
+        if asked.full:
+            parts.begin(f"detector {asked.detector}")
+            judged = judge([asked.detector], named, str(out / "detector"), host, question=Question(limit=asked.sample))
+            broken += len(judged.detection.failures)
+    _write(out, data, asked, subject, [open_run(Place.of(folder)) for folder in folders], judged, parts)
+    parts.end()
+    for line in parts.table():
+        print(line)
+    print(f"done in {parts.wall:.0f} s; the page is {page.resolve()}")
+    return Exit.FAILED if broken else Exit.DONE
 
 
-def _searches(subject: Subject, sizes: ExperimentOptions) -> list[tuple[str, Attack, str, str | None]]:
-    """The name, attack, images and target of each search, in the order of the page."""
-    ten, mixed = _chosen(subject, sizes.label, sizes.sample)
+def _searches(subject: Subject, asked: ExperimentOptions) -> list[Search]:
+    """The searches in the order of the page."""
+    ten, mixed = _chosen(subject, asked.label, asked.sample)
     one_pixel, five_pixels = (
-        DifferentialEvolution(pixels=k, population=sizes.population, generations=sizes.generations) for k in (1, 5)
+        DifferentialEvolution(pixels=k, population=asked.sizes.population, generations=asked.sizes.generations)
+        for k in (1, 5)
     )
-    target = str(sizes.target)
-    return [
-        ("ten-ifgsm", IterativeFGSM(), ten, target),
-        ("ten-jsma", JSMA(), ten, target),
-        ("ten-one-pixel-de", one_pixel, ten, None),
-        ("ten-five-pixel-de", five_pixels, ten, None),
-        ("mixed-fgsm", FGSM(epsilon=0.1), mixed, None),
-        ("mixed-ifgsm", IterativeFGSM(), mixed, target),
-        ("mixed-jsma", JSMA(), mixed, target),
-        ("mixed-jsma-classes", JSMA(map="classes"), mixed, target),
+    all_steps = IterativeFGSM(full=True)  # as the seed's code: its images lie beyond the boundary, not on it
+    target = str(asked.target)
+    quick = [
+        Search("ten-ifgsm", (all_steps,), ten, target),
+        Search("ten-jsma", (JSMA(),), ten, target),
+        Search("ten-one-pixel-de", (one_pixel,), ten),
+        Search("ten-five-pixel-de", (five_pixels,), ten),
+        Search("mixed-fgsm", (FGSM(epsilon=0.1),), mixed),
+        Search("mixed-ifgsm", (all_steps,), mixed, target),
+        Search("mixed-jsma", (JSMA(),), mixed, target),
+        Search("mixed-jsma-classes", (JSMA(map="classes"),), mixed, target),
     ]
+    full = [
+        Search("mixed-jsma-all", (JSMA(),), mixed, "all"),
+        Search("mixed-pgd", tuple(PGD(epsilon=epsilon) for epsilon in (0.02, 0.05, 0.1, 0.2, 0.3)), mixed),
+        Search("mixed-ddn", (DDN(),), mixed),
+        Search("mixed-one-pixel-exact", (OnePixelExact(),), mixed),
+    ]
+    return quick + full if asked.full else quick
+
+
+def _write(
+    out: Path,
+    data: str,
+    asked: ExperimentOptions,
+    subject: Subject,
+    runs: Sequence[RecordedRun],
+    judged: Judged | None,
+    parts: Parts,
+) -> None:
+    """Analyses what was found, and writes figures, tables and the page."""
+    from analysis.claims import claims, claims_exhibit
+    from analysis.exhibits import write_exhibits
+    from analysis.figures.detection import detection_exhibits
+    from analysis.figures.runs import run_exhibits
+    from analysis.statistics import Rate
+
+    parts.begin("analysis")
+    training_data = data if data in NAMES else str(Path(data) / "train")
+    looked_at = AnalysisOptions(points=asked.sizes.points, training_data=training_data)
+    chosen = [run for run in runs if run.folder.place.name in LOOKED_INTO]
+    inside = analysed(chosen, subject, out / "analysis", looked_at)
+    parts.begin("figures and page")
+    views = run_views(runs)
+    changed = asked.model_dump(exclude_defaults=True, exclude_none=True)
+    words = [
+        word
+        for name, value in changed.items()
+        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
+    ]
+    command = shlex.join(["brittle", "run", *words, *(["--data", data] if data != "mnist" else []), "--out", str(out)])
+    report = judged.reports[0] if judged else None
+    held = claims(
+        Rate(int(subject.correct.sum()), len(subject.correct)),
+        {view.place.name: view.table for view in views if view.place.name != "mixed-pgd"},
+        {exhibit.key: exhibit.by_run for exhibit in inside},
+        report,
+    )
+    said = claims_exhibit(held, command)
+    exhibits = [
+        *run_exhibits(views, subject.dataset),
+        *inside,
+        *(detection_exhibits([report]) if report else ()),
+    ]
+    write_exhibits([said, *exhibits], out / "figures")
+    findings = [said.finding, *map(str, held)]
+    write_page(runs, subject, out / "page.html", findings=findings, exhibits=exhibits, command=command)
 
 
 def _require_ours(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise WrongInput(f"--out {out}: exists and is not a folder")
-    ours = ("model", "runs", "page.html", ".page.html.")
+    ours = ("model", "runs", "analysis", "detector", "figures", "page.html", ".page.html.")
     if out.exists() and not all(entry.name.startswith(ours) for entry in out.iterdir()):
         raise WrongInput(f"--out {out}: exists and is not the folder of such an experiment")
     require_place(out)
