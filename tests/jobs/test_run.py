@@ -1,5 +1,6 @@
 """The main job end to end on real MNIST, small; and the installed wheel in a stranger's folder."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ def test_the_main_job(
     out = tmp_path / "experiment"
     shutil.copytree(mnist_folder, out / "model")
     command = ["run", "--out", str(out), "--epochs", "2", "--sample", "12", "--population", "20", "--generations", "3"]
+    command += ["--points", "200"]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert f"the page is {out / 'page.html'}" in said
@@ -34,16 +36,42 @@ def test_the_main_job(
 
     def stamps() -> dict[Path, int]:
         return {
-            path: path.stat().st_mtime_ns for suffix in ("parquet", "safetensors") for path in out.rglob(f"*.{suffix}")
+            path: path.stat().st_mtime_ns
+            for kept, suffix in (("runs", "parquet"), ("model", "safetensors"), ("analysis", "npz"))
+            for path in (out / kept).rglob(f"*.{suffix}")
         }
 
-    before, page = stamps(), (out / "page.html").read_text()
+    page = (out / "page.html").read_text()
+    for part in ("claims that a number can decide", "by t-SNE", "by PCA", "through the layers", "From which class"):
+        assert part in page, part
+    claims = pq.read_table(out / "figures" / "claims.parquet").to_pylist()
+    assert len(claims) == 10
+    ten_jsma = f"{sum(row['success'] for row in ten)} of 10"
+    assert [ten_jsma in claim["measured"] for claim in claims if claim["claim"].startswith("JSMA turns")] == [True]
+    assert re.search(r"^mixed-jsma +[0-9.]+ s$", said, re.MULTILINE)
+    before = stamps()
     monkeypatch.setattr("jobs.launch.open_session", lambda *address: pytest.fail("Ray was started"))
     assert main(command) == 0
     assert stamps() == before
     assert (out / "page.html").read_text() == page
     assert main(["run", "--out", str(out), "--epochs", "2", "--sample", "12", "--population", "30"]) == 2
     assert "that run has population 20" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_full_form(tmp_path: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With a detector that needs no training."""
+    out = tmp_path / "experiment"
+    shutil.copytree(mnist_folder, out / "model")
+    small = ["--sample", "12", "--population", "20", "--generations", "3", "--points", "200", "--epochs", "2"]
+    assert main(["run", "--full", "--out", str(out), *small, "--detector", "max-softmax"]) == 0
+    assert len(list((out / "runs").iterdir())) == 12
+    page = (out / "page.html").read_text()
+    assert "max-softmax: broken" in page
+    assert "Vulnerable pixels" in page
+    assert "detector max-softmax" in capsys.readouterr().out
+    assert (out / "detector" / "verdict.json").exists()
 
 
 def test_the_wheel_works_beside_a_strangers_jobs(tmp_path: Path, mnist_folder: Path) -> None:
