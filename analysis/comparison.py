@@ -46,8 +46,9 @@ class Comparison:
         first, second: the share of these rows that each succeeded on.
         difference: second minus first, with an interval that resamples images.
         both, only_first, only_second, neither: rows by who succeeded.
-        p: McNemar's test, exact and two-sided (McNemar, 1947): how likely the two counts of `only` are to lie so far
-            apart when neither search is better; None where an image has several rows, which are not independent.
+        p: McNemar's test, exact and two-sided (McNemar, 1947): how likely the counts of images that one and that the
+            other search does better on are to lie so far apart when neither is better. An image with one row is one of
+            `only`, one with several rows counts once, for the search that succeeded on more of them.
         paired: of each measured quantity; none where no image has it.
         unpaired: rows that only one of both searched, as (first, second).
     """
@@ -60,14 +61,14 @@ class Comparison:
     only_first: int
     only_second: int
     neither: int
-    p: float | None
+    p: float
     paired: Mapping[str, Paired] = field(default_factory=dict)
     unpaired: tuple[int, int] = (0, 0)
 
     @property
     def apart(self) -> Rate:
         """The rows that only one succeeded on."""
-        return Rate(self.only_first + self.only_second, self.first.total)
+        return Rate(self.only_first + self.only_second, self.first.total, self.first.images)
 
 
 def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0) -> Comparison:
@@ -87,8 +88,8 @@ def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0)
     won, also = (np.asarray(rows["success"], dtype=bool) for rows in (one, other))
     images = one["image_id"].to_numpy()
     only_first, only_second = int((won & ~also).sum()), int((also & ~won).sum())
-    alone, apart = len(np.unique(images)) == len(images), only_first + only_second
-    p = None if not alone else binomtest(only_first, apart).pvalue if apart else 1.0
+    better = np.sign(np.bincount(np.unique(images, return_inverse=True)[1], also.astype(int) - won))
+    apart = int((better != 0).sum())
     everyone = np.ones(len(one), dtype=bool)
     paired = {}
     for column in MEASURED:
@@ -98,14 +99,14 @@ def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0)
             paired[column] = _paired(column, values[0], values[1], images[chosen])
     return Comparison(
         name=name,
-        first=Rate(int(won.sum()), len(one)),
-        second=Rate(int(also.sum()), len(one)),
+        first=Rate.of(won, images),
+        second=Rate.of(also, images),
         difference=difference,
         both=int((won & also).sum()),
         only_first=only_first,
         only_second=only_second,
         neither=int((~won & ~also).sum()),
-        p=None if p is None else float(p),
+        p=float(binomtest(int((better > 0).sum()), apart).pvalue) if apart else 1.0,
         paired=paired,
         unpaired=(_ended(first) - len(one), _ended(second) - len(one)),
     )

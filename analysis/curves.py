@@ -51,8 +51,7 @@ def success_by_queries(rows: pa.Table, budgets: Sequence[int]) -> list[Rate]:
         ValueError: when the rows have an image and target twice, as those of several budgets have.
     """
     searched = _searched(rows)
-    queries = np.asarray(searched.filter(searched["success"])["queries"])
-    return [Rate(int((queries <= budget).sum()), len(searched)) for budget in budgets]
+    return [Rate.of(_hits(searched, budget), searched["image_id"].to_numpy()) for budget in budgets]
 
 
 def paired_difference(first: pa.Table, second: pa.Table, *, queries: int | None = None, seed: int = 0) -> Difference:

@@ -15,7 +15,7 @@ from scipy.stats import betabinom, bootstrap, rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from analysis.robustness import Judgement, bound
-from analysis.statistics import Estimate, Rate
+from analysis.statistics import Estimate, Rate, widened
 from workers.attacks.norm_ball import Ball
 
 __all__ = [
@@ -464,15 +464,7 @@ def _separation(
     auroc, aupr, *tpr = (
         Estimate(value, (float(least), float(most))) for value, least, most in zip(values, low, high, strict=True)
     )
-    return _Separation(auroc, aupr, tuple(_widened(found, len(successes)) for found in tpr))
-
-
-def _widened(found: Estimate, count: int) -> Estimate:
-    """A share with its bootstrap interval, no narrower than Wilson's: none of 40 does not mean none of all."""
-    wilson = Rate(round(found.value * count), count).interval
-    assert wilson is not None
-    low, high = found.interval
-    return Estimate(found.value, (min(low, wilson[0]), max(high, wilson[1])))
+    return _Separation(auroc, aupr, tuple(widened(found, len(successes)) for found in tpr))
 
 
 def _histogram(ranks: np.ndarray, levels: int) -> np.ndarray:

@@ -1,12 +1,16 @@
 """Rates, other estimates, and their intervals."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import bootstrap
 
-__all__ = ["Estimate", "Rate", "by_image", "median"]
+__all__ = ["Estimate", "Rate", "by_image", "median", "percent", "widened"]
+
+Z = 1.959963984540054
+"""Of a 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -23,34 +27,81 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of independent images, with its 95 % Wilson interval (Wilson, 1927).
+    """A share of rows, with its 95 % Wilson interval (Wilson, 1927).
+
+    Rows of one image are not independent of one another, images are: of several rows an image the interval is that of
+    the same share of as many images. It is then too wide rather than too narrow, as far as images have about as many
+    rows each.
 
     Attributes:
-        hits: images that count.
-        total: images in all.
+        hits: rows that count.
+        total: rows in all.
+        images: that the rows are of, fewer than rows; None for one of each row.
     """
 
     hits: int
     total: int
+    images: int | None = None
+
+    @classmethod
+    def of(cls, hits: np.ndarray, images: np.ndarray) -> "Rate":
+        """Of rows, of which several may be of one image.
+
+        Args:
+            hits: bool ``[n]``, which rows count.
+            images: ``[n]``, what image each row is of.
+        """
+        count = len(np.unique(images))
+        return cls(int(np.sum(hits)), len(hits), count if count < len(hits) else None)
 
     @property
     def value(self) -> float | None:
-        """In [0, 1]; None without images."""
+        """In [0, 1]; None without rows."""
         return self.hits / self.total if self.total else None
 
     @property
+    def clustered(self) -> bool:
+        """Whether there are fewer images than rows."""
+        return self.images is not None
+
+    @property
     def interval(self) -> tuple[float, float] | None:
-        """Lower and upper bound in [0, 1]; None without images."""
+        """Lower and upper bound in [0, 1]; None without rows."""
         if not self.total:
             return None
-        interval = binomtest(self.hits, self.total).proportion_ci(method="wilson")
-        return float(interval.low), float(interval.high)
+        return _wilson(self.hits / self.total, self.images or self.total)
 
     def __str__(self) -> str:
         if self.interval is None:
             return "no images"
         low, high = self.interval
-        return f"{self.hits / self.total:.1%} ({low:.1%} to {high:.1%}, {self.hits} of {self.total})"
+        of = f" searches of {self.images} images" if self.clustered else ""
+        return f"{self.hits / self.total:.1%} ({low:.1%} to {high:.1%}, {self.hits} of {self.total}{of})"
+
+
+def _wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` independent images, which need not be a whole number of them."""
+    centre = share + Z**2 / (2 * count)
+    reach = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
+    low, high = ((centre + way * reach) / (1 + Z**2 / count) for way in (-1, 1))
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
+
+
+def widened(found: Estimate, images: float) -> Estimate:
+    """A share with its bootstrap interval, no narrower than Wilson's: none of 40 does not mean none of all.
+
+    Args:
+        found: of a value in [0, 1].
+        images: that it rests on.
+    """
+    (low, high), (least, most) = found.interval, _wilson(found.value, images)
+    return Estimate(found.value, (min(low, least), max(high, most)))
+
+
+def percent(share: Estimate) -> str:
+    """A share in per cent, its interval beside it."""
+    low, high = share.interval
+    return f"{share.value:.1%} ({low:.1%} to {high:.1%})"
 
 
 def median(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Estimate:
@@ -83,40 +134,56 @@ def median(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Est
 def by_image(
     values: np.ndarray,
     images: np.ndarray,
-    statistic: Literal["mean", "median"] = "mean",
+    statistic: Literal["share", "median"] = "share",
     *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """A mean or median over rows of which several may be of one image, with its 95 % percentile bootstrap interval.
+    """A share or median over rows of which several may be of one image, with its 95 % percentile bootstrap interval.
 
-    Images are drawn again, each with all of its rows. The median is the least value that half of the rows reach.
+    Images are drawn again, each with all of its rows. The share is the mean, and its interval no narrower than Wilson's
+    for as many images; where values lie between 0 and 1 too, for as many as would have the mean's variance if each were
+    either 0 or 1, but no fewer. The median is the least value that half of the rows reach.
 
     Args:
-        values: finite floats ``[n]``, n ≥ 1.
+        values: finite floats ``[n]``, n ≥ 1; of a share in [0, 1].
         images: ``[n]``, what image each row is of.
         statistic: of all rows.
         resamples: of the bootstrap.
         seed: of its draws.
+
+    Raises:
+        ValueError: for a share of values that are not in [0, 1].
     """
+    if statistic == "share" and not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("a share is of values in [0, 1]")
     order = np.argsort(values, kind="stable")
     ascending = np.asarray(values, dtype=np.float64)[order]
     kinds, image = np.unique(np.asarray(images)[order], return_inverse=True)
 
     def found(times: np.ndarray) -> np.ndarray:
         weights = times[:, image]
-        if statistic == "mean":
+        if statistic == "share":
             return np.asarray(weights @ ascending / weights.sum(axis=1))
         reached = np.cumsum(weights, axis=1)
         return np.asarray(ascending[(2 * reached >= reached[:, -1:]).argmax(axis=1)])
 
     middle = float(found(np.ones((1, len(kinds)), dtype=np.int64))[0])
     if len(kinds) == 1:
-        return Estimate(middle, (-np.inf, np.inf))  # one says nothing of how others would vary
+        return Estimate(
+            middle, (0.0, 1.0) if statistic == "share" else (-np.inf, np.inf)
+        )  # one says nothing of how others would vary
     rng, share = np.random.default_rng(seed), np.full(len(kinds), 1 / len(kinds))
     drawn = [
         found(rng.multinomial(len(kinds), share, size=min(250, resamples - start)))
         for start in range(0, resamples, 250)
     ]
     low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
-    return Estimate(middle, (float(low), float(high)))
+    estimate = Estimate(middle, (float(low), float(high)))
+    if statistic == "median":
+        return estimate
+    if np.isin(ascending, (0, 1)).all():
+        return widened(estimate, len(kinds))
+    apart = np.bincount(image, ascending - middle)
+    variance = float(np.sum(apart**2)) * len(kinds) / (len(kinds) - 1) / len(values) ** 2
+    return widened(estimate, max(len(kinds), middle * (1 - middle) / variance) if variance else math.inf)

@@ -45,18 +45,18 @@ def summarise(table: pa.Table) -> Summary:
     status = table["status"]
     counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
     distances = table.select(["l0", "l2", "linf"]).filter(table["success"])
-    searched = sum(counts.get(ended, 0) for ended in SEARCHED)
+    searched = table.filter(pc.is_in(status, pa.array(map(str, SEARCHED))))
     broken: list[dict[str, Any]] = []
     if Status.FAILED in counts:
         row = pc.index(status.cast(pa.string()), str(Status.FAILED)).as_py()
         broken = table.select(["image_id", "error"]).slice(row, 1).to_pylist()
     return Summary(
         counts=counts,
-        success=Rate(len(distances), searched),
+        success=Rate.of(searched["success"].to_numpy(), searched["image_id"].to_numpy()),
         l0=_median(distances["l0"]),
         l2=_median(distances["l2"]),
         linf=_median(distances["linf"]),
-        queries=_median(table["queries"].filter(pc.is_in(status, pa.array(map(str, SEARCHED))))),
+        queries=_median(searched["queries"]),
         seconds=pc.sum(table["seconds"]).as_py() or 0.0,
         first_error=f"image {broken[0]['image_id']}: {broken[0]['error']}" if broken else None,
     )

@@ -214,8 +214,8 @@ class _Side:
         """Whether B is shown to be more brittle than A."""
         low, high = found.difference.interval
         beyond = low > margin if self.what == "success" else high < -margin
-        # Of a few rows that only one succeeds on, resampling alone would be too sure.
-        return beyond and (found.p is None or found.p < SIGNIFICANT)
+        # Of a few images that only one succeeds on, resampling alone would be too sure.
+        return beyond and found.p < SIGNIFICANT
 
 
 def _is_evaluation(text: str) -> bool:
@@ -282,7 +282,7 @@ def _lines(one: "Comparison", what: str) -> Iterator[str]:
     else:
         _, most = one.apart.interval or (0.0, 1.0)
         yield f"  B less A +0.0 points: no row tells them apart (95 %: at most {most:.1%} of such rows would)"
-    p = "" if one.p is None else f"; McNemar's exact p {one.p:.3g}"
+    p = f"; McNemar's exact p{' by image' * one.first.clustered} {one.p:.3g}"
     yield f"  both {one.both}, only A {one.only_first}, only B {one.only_second}, neither {one.neither}{p}"
     for name, found in one.paired.items():
         where = "where both succeed" if name != "queries" else "a row"

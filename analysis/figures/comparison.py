@@ -44,8 +44,7 @@ def comparison_exhibits(comparisons: Sequence[Comparison], first: str, second: s
 
 
 def _said(one: Comparison) -> str:
-    p = "" if one.p is None else f", McNemar p = {one.p:.2g}"
-    return f"{one.difference}{p}"
+    return f"{one.difference}, McNemar p = {one.p:.2g}{' by image' * one.first.clustered}"
 
 
 def _shares(comparisons: Sequence[Comparison], first: str, second: str, what: str) -> "Figure":

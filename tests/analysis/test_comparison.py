@@ -45,17 +45,20 @@ def test_against_a_loop(targeted: bool) -> None:
     counts = [sum((a["success"], b["success"]) == outcome for a, b in pairs) for outcome in
               ((True, True), (True, False), (False, True), (False, False))]  # fmt: skip
     assert [found.both, found.only_first, found.only_second, found.neither] == counts
-    assert found.first == Rate(counts[0] + counts[1], len(keys))
-    assert found.second == Rate(counts[0] + counts[2], len(keys))
+    count = len({key[0] for key in keys}) if targeted else None
+    assert found.first == Rate(counts[0] + counts[1], len(keys), count)
+    assert found.second == Rate(counts[0] + counts[2], len(keys), count)
+    assert found.apart == Rate(counts[1] + counts[2], len(keys), count)
     assert found.difference.value == pytest.approx((counts[2] - counts[1]) / len(keys))
     assert found.difference.interval[0] <= found.difference.value <= found.difference.interval[1]
     images = {key[0] for key in keys}
     assert found.difference.images == len(images)
-    if targeted:
-        assert found.p is None
-    else:
-        apart, least = counts[1] + counts[2], min(counts[1], counts[2])
-        assert found.p == pytest.approx(min(1.0, 2 * sum(comb(apart, k) for k in range(least + 1)) / 2**apart))
+    gains = {image: sum(b["success"] - a["success"] for a, b in pairs if a["image_id"] == image) for image in images}
+    better = [sum(gain < 0 for gain in gains.values()), sum(gain > 0 for gain in gains.values())]
+    assert targeted or better == counts[1:3]
+    assert found.p == pytest.approx(
+        min(1.0, 2 * sum(comb(sum(better), k) for k in range(min(better) + 1)) / 2 ** sum(better))
+    )
     for name in ("l0", "l2", "linf", "queries"):
         chosen = [(a, b) for a, b in pairs if name == "queries" or (a["success"] and b["success"])]
         by_image: dict[int, list[float]] = {}

@@ -74,22 +74,81 @@ def test_summary_by_hand() -> None:
     assert summary.seconds == pytest.approx(result.seconds.sum())
 
 
-@pytest.mark.parametrize("statistic", ["mean", "median"])
-def test_rows_of_the_same_image_are_drawn_together(statistic: Literal["mean", "median"]) -> None:
+@pytest.mark.parametrize("statistic", ["share", "median"])
+def test_rows_of_the_same_image_are_drawn_together(statistic: Literal["share", "median"]) -> None:
     rng = np.random.default_rng(21)
     images = rng.integers(12, size=50)
-    values = rng.standard_normal(50) + images  # rows of one image are alike
+    values = (images % 2 if statistic == "share" else rng.standard_normal(50) + images).astype(
+        float
+    )  # alike in an image
     found = by_image(values, images, statistic, resamples=1000, seed=3)
 
     def value(rows: np.ndarray) -> float:
-        return float(rows.mean() if statistic == "mean" else np.sort(rows)[(len(rows) - 1) // 2])
+        return float(rows.mean() if statistic == "share" else np.sort(rows)[(len(rows) - 1) // 2])
 
     assert found.value == pytest.approx(value(values))
     kinds = np.unique(images)
     drawn = [
         value(np.concatenate([values[images == one] for one in rng.choice(kinds, len(kinds))])) for _ in range(2000)
     ]
-    np.testing.assert_allclose(found.interval, np.quantile(drawn, [0.025, 0.975]), atol=0.6)
+    np.testing.assert_allclose(
+        found.interval, np.quantile(drawn, [0.025, 0.975]), atol=0.03 if statistic == "share" else 0.6
+    )
     alone = by_image(values, np.arange(50), statistic, resamples=1000)
     assert alone.interval[1] - alone.interval[0] < 0.8 * (found.interval[1] - found.interval[0])
-    assert by_image(values[:3], np.zeros(3), statistic).interval == (-np.inf, np.inf)
+    nothing = (0, 1) if statistic == "share" else (-np.inf, np.inf)
+    assert by_image(values[:3], np.zeros(3), statistic).interval == nothing
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 40), (40, 40), (3, 3), (1, 40), (20, 40)])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_a_share_of_alike_rows_is_no_surer_than_wilson_s_of_the_images(hits: int, images: int, rows: int) -> None:
+    values, ids = np.repeat(np.arange(images) < hits, rows), np.repeat(np.arange(images), rows)
+    found, wilson = by_image(values, ids), Rate(hits, images).interval
+    assert wilson is not None
+    assert found.value == pytest.approx(hits / images)
+    assert found.interval[0] <= wilson[0] + 1e-12 < wilson[1] - 1e-12 <= found.interval[1]
+    if hits in (0, images):
+        assert found.interval == pytest.approx(wilson)
+    assert Rate(hits * rows, images * rows, images).interval == pytest.approx(wilson)
+
+
+@pytest.mark.parametrize("alike", [0.2, 3.0])
+def test_intervals_of_several_rows_an_image_cover(alike: float) -> None:
+    """Each image has a chance of its own: all rows of one image are alike where `alike` is small."""
+    rng, images, rows, share = np.random.default_rng(33), 30, 9, 0.8
+    ids, covered, taken_for_independent = np.repeat(np.arange(images), rows), np.zeros(2), 0
+    for trial in range(200):
+        chance = rng.beta(alike * share, alike * (1 - share), images)
+        hits = rng.random(images * rows) < np.repeat(chance, rows)
+        intervals = by_image(hits, ids, seed=trial).interval, Rate(int(hits.sum()), len(hits), images).interval
+        plain = Rate(int(hits.sum()), len(hits)).interval
+        for number, interval in enumerate((*intervals, plain)):
+            assert interval is not None
+            if number < 2:
+                covered[number] += interval[0] <= share <= interval[1]
+            else:
+                taken_for_independent += interval[0] <= share <= interval[1]
+    assert (covered >= 0.92 * 200).all()
+    assert taken_for_independent < 0.85 * 200
+
+
+def test_values_between_0_and_1_are_not_taken_for_either() -> None:
+    values = np.random.default_rng(5).uniform(0.02, 0.04, 20)
+    low, high = by_image(values, np.arange(20)).interval
+    assert 0.02 < low < high < 0.04
+    low, high = by_image(np.append(np.ones(39), 0.9), np.arange(40)).interval
+    assert 0.97 < low < 0.99  # the bootstrap's own is above
+    assert high == 1
+    assert by_image(np.full(9, 0.5), np.arange(9)).interval == (0.5, 0.5)
+
+
+def test_a_share_is_of_values_from_0_to_1() -> None:
+    with pytest.raises(ValueError, match="in \\[0, 1\\]"):
+        by_image(np.array([0.5, 1.2]), np.arange(2))
+
+
+def test_a_rate_says_of_how_many_images_it_is() -> None:
+    assert str(Rate(45, 90, 10)).endswith("45 of 90 searches of 10 images)")
+    assert Rate.of(np.ones(3, dtype=bool), np.array([4, 4, 5])) == Rate(3, 3, 2)
+    assert Rate.of(np.arange(3) > 0, np.arange(3)) == Rate(2, 3)

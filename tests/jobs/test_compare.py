@@ -1,15 +1,20 @@
 """brittle compare on real runs: its numbers again by hand from the parts, the gate, and what it refuses."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import binomtest
 
+from analysis.comparison import compare
 from analysis.robustness import Robustness
 from analysis.statistics import Rate
+from jobs.compare import _Side
 from jobs.evaluation import EvaluationFolder
 from jobs.main import main
 from jobs.recorded import open_run
@@ -117,8 +122,25 @@ def test_targets_are_paired_with_their_like(
     keys = a.keys() & b.keys()
     assert one["first"]["of"] == len(keys) > one["images"] == len({image for image, _ in keys})
     assert one["only_second"] == sum(b[key]["success"] and not a[key]["success"] for key in keys)
-    assert one["mcnemar_p"] is None
-    assert "McNemar" not in capsys.readouterr().out
+    better = {image: 0 for image, _ in keys}
+    for key in keys:
+        better[key[0]] += b[key]["success"] - a[key]["success"]
+    ways = [sum(gain < 0 for gain in better.values()), sum(gain > 0 for gain in better.values())]
+    assert one["mcnemar_p"] == pytest.approx(binomtest(ways[0], sum(ways)).pvalue if any(ways) else 1)
+    assert one["first"]["interval"] == list(Rate(one["first"]["images"], len(keys), one["images"]).interval or ())
+    assert "McNemar's exact p by image" in capsys.readouterr().out
+
+
+def test_a_difference_of_one_image_is_not_worse_however_many_targets_it_has() -> None:
+    def side(lost: Sequence[int]) -> pa.Table:
+        won = np.repeat(~np.isin(np.arange(8), lost), 9)
+        return pa.table({"image_id": np.repeat(np.arange(8), 9), "target": np.tile(np.arange(9), 8), "success": won,
+                         "status": np.where(won, "success", "exhausted")})  # fmt: skip
+
+    whole = _Side("B", "", "success", {}, {}, [])
+    few, many = (compare(side(lost), side([])) for lost in ([0, 1, 2, 3], list(range(7))))
+    assert few.difference.interval[0] > 0
+    assert (whole.worse(few, 0), whole.worse(many, 0)) == (False, True)
 
 
 def test_wrong_input(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
