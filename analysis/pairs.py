@@ -19,7 +19,7 @@ class Pairs:
     """Some images of a run, at most one row each.
 
     Attributes:
-        run: the name of the run's folder.
+        run: its name, which no other run beside it has.
         title: the attack and its goal.
         keys: the `row_key` of each row.
         image: int64 ``[n]``, ids.
@@ -53,7 +53,7 @@ class Pairs:
         are failures to look at where they are few.
 
         Args:
-            run: the name of the run's folder.
+            run: its name, which no other run beside it has.
             title: the attack and its goal.
             table: the run's rows, of all budgets.
             dataset: of the run.

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
 from jobs.progress import Parts, progress, say
-from jobs.recorded import RecordedRun, open_run
+from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.subject import Subject, load_training
+from jobs.typed import changed
+from jobs.typed import command as typed
 from workers.errors import WrongInput
+from workers.evaluation.dense import DenseEvaluator
 from workers.files import exclusive, require_place, write_whole
 from workers.images import Dataset, hash_of_images
 from workers.places import Place
@@ -85,34 +86,27 @@ def analyze(
     if out.exists() and not out.is_dir():
         raise WrongInput(f"--out {out}: is not a folder")
     require_place(out)
-    recorded = [open_run(Place.of(run)) for run in runs]
-    for other in recorded[1:]:
-        for what in ("data", "split"):
-            if other.plan.frozen[what] != recorded[0].plan.frozen[what]:
-                raise WrongInput(f"{other.folder.place}: another {what} than {recorded[0].folder.place}")
-        if _given(other) != _given(recorded[0]):
-            raise WrongInput(f"{other.folder.place}: another model than {recorded[0].folder.place}")
+    recorded = open_runs([Place.of(run) for run in runs])
+    require_one_subject(recorded)
     parts.begin("loading")
     subject = recorded[0].subject()
     with exclusive(out):
         exhibits = analysed(recorded, subject, out, options, parts)
         parts.begin("figures and tables")
-        written = write_exhibits(exhibits, out)
+        write_exhibits(exhibits, out)
         parts.begin("page")
-        write_page(recorded, subject, out / "page.html", exhibits=exhibits)
+        findings = ["Inside the model", *(exhibit.finding for exhibit in exhibits)]
+        write_page(
+            recorded, subject, out / "page.html", command=exhibits[0].command, findings=findings, exhibits=exhibits
+        )
         parts.end()
-        _publish(out, subject, options, exhibits, written, parts)
+        _publish(out, subject, options, exhibits, parts)
     for exhibit in exhibits:
         print(f"{exhibit.title}: {exhibit.finding}")
     took = ", ".join(f"{name} {part.wall:.1f} s" for name, part in parts.seconds.items())
     say(f"{took}; {sum(part.cpu for part in parts.seconds.values()):.0f} s of CPU in all")
     print(f"page in {out / 'page.html'}, figures and tables beside it")
     return 0
-
-
-def _given(run: RecordedRun) -> str:
-    """The hash of the model as the user gave it, whatever remedies it was searched under."""
-    return str(run.plan.recorded.get("given", run.plan.frozen["model"]))
 
 
 def analysed(
@@ -151,30 +145,24 @@ def analysed(
 
 def _command(runs: Sequence[RecordedRun], out: Path, options: AnalysisOptions) -> str:
     """What was typed, or what comes to the same."""
-    flags = []
-    for name, value in options.model_dump(exclude_defaults=True).items():
-        flag = "--" + name.replace("_", "-")
-        flags += [flag] if value is True else [flag, str(value)]
-    return shlex.join(["brittle", "analyze", *(str(run.folder.place) for run in runs), *flags, "--out", str(out)])
+    return typed("analyze", *(str(run.folder.place) for run in runs), *changed(options), "--out", str(out))
 
 
 def _pairs(runs: Sequence[RecordedRun], dataset: Dataset, options: AnalysisOptions) -> "dict[str, Pairs]":
-    """Images of every run that has some, by a name for its files."""
-    import pyarrow as pa
-
+    """Images of every run that has some, by its key; of one at several budgets, at the largest."""
     from analysis.pairs import Pairs
 
     found: dict[str, Pairs] = {}
     for run in runs:
-        tables, name, target = run.tables(), run.folder.place.name, run.plan.frozen["target"]
-        title = run.attacks[0].NAME + (f" → {target}" if target is not None else ", untargeted")
-        table = pa.concat_tables([table for _, table in tables])
-        one = Pairs.drawn(name, title, table, dataset, limit=options.limit, seed=options.seed)
+        (attack, table), target = run.tables()[-1], run.plan.frozen["target"]
+        title = attack.title + (f" → {target}" if target is not None else ", untargeted")
+        if len(runs) > 1:
+            title += f" ({run.name})"
+        one = Pairs.drawn(run.name, title, table, dataset, limit=options.limit, seed=options.seed)
         if not len(one):
             say(f"{run.folder.place}: no image was searched and changed; it is left out")
             continue
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "run"
-        found[slug if slug not in found else f"{slug}-{len(found) + 1}"] = one
+        found[run.key] = one
     if not found:
         raise WrongInput("no image was searched and changed in any of the runs: there is nothing to look at")
     return found
@@ -262,7 +250,7 @@ class _Work:
             return {name: np.array([one.value, *one.interval]) for name, one in kept.items()}
 
         whole = what_is_shown if options.refit else made_from | {"neighbours": options.neighbours}
-        found = self.cache.get("faithful", whole | {"refit": options.refit}, make_faithful)
+        found = self.cache.get("faithful", whole, make_faithful)
         faithful = {name: Estimate(float(one[0]), (float(one[1]), float(one[2]))) for name, one in found.items()}
         self.parts.begin("neighbours on the maps")
         near = {"full": seen["nearest"]} | {
@@ -374,11 +362,13 @@ class _Work:
 
     def _made_from(self, **more: Any) -> dict[str, Any]:
         """What decides all that is computed here."""
-        from analysis import activations, embeddings
+        from analysis import activations, embeddings, statistics
 
-        code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in (activations, embeddings)))
+        modules = (activations, embeddings, statistics)
+        code = hashlib.sha256(b"".join(Path(str(module.__file__)).read_bytes() for module in modules))
         return {
             "model": self.subject.recipe.given_hash,
+            "device": DenseEvaluator(self.model).device.type,
             "code": code.hexdigest(),
             **versions("openTSNE", "scikit-learn", "scipy"),
             **more,
@@ -411,19 +401,9 @@ def _publish(
     subject: Subject,
     options: AnalysisOptions,
     exhibits: "Sequence[Exhibit]",
-    written: Sequence[Path],
     parts: Parts,
 ) -> None:
-    """Writes ``analysis.json``, and removes what an earlier analysis here wrote and this one did not."""
-    summary = out / "analysis.json"
-    files = sorted(path.name for path in written)
-    try:
-        earlier = json.loads(summary.read_text())["files"]
-    except (OSError, ValueError, KeyError):
-        earlier = []
-    for name in set(earlier) - set(files):
-        if Path(name).name == name:
-            (out / name).unlink(missing_ok=True)
+    """Writes ``analysis.json``."""
     found = {
         "command": exhibits[0].command,
         "model": {"reference": subject.recipe.reference, "hash": subject.recipe.given_hash},
@@ -434,9 +414,8 @@ def _publish(
         "notes": {exhibit.key: list(exhibit.notes) for exhibit in exhibits},
         "seconds": {name: {"wall": round(p.wall, 3), "cpu": round(p.cpu, 3)} for name, p in parts.seconds.items()},
         "versions": versions("openTSNE", "scikit-learn", "scipy"),
-        "files": files,
     }
-    write_whole(summary, (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(out / "analysis.json", (json.dumps(found, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.activations import GROUPS, Changes, Growth, growths
-from analysis.exhibits import Drawing, Exhibit
+from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
-from analysis.statistics import Estimate, by_image
+from analysis.statistics import Estimate, by_image, percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,9 +60,6 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
     """The relative change of every layer, for successes, failures and noise of the same size; one figure a run."""
     layers, estimated = runs[0].changes.layers, [_layered(run) for run in runs]
     weighted = [one.name for one in layers if one.kind in ("convolution", "linear")]
-    grown = growths(
-        [run.changes for run in runs], [run.pairs.success for run in runs], [run.pairs.image for run in runs]
-    )
     size = np.concatenate([run.changes.size for run in runs])
     met = np.concatenate([run.changes.noise_size for run in runs]) / size[:, None]
     draws = met.shape[1]
@@ -72,19 +69,17 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
         "Relative change: ‖a(x′) − a(x)‖₂ / ‖a(x)‖₂ of a layer's output a for the clean image x and the changed x′.",
         "Noise: a random direction on all pixels with the L2 norm of the adversarial change, clipped to [0, 1] and "
         f"rounded to 8 bits, {draws} draws an image; the norm it came to is {met.min():.1%} to {met.max():.1%} of "
-        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {_percent(fools)}.",
+        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {percent(fools)}.",
         "A failure's image is the best or last that its search had.",
     ]
-    by_run = {
-        run.pairs.run: _finding(growths([run.changes], [run.pairs.success], [run.pairs.image]), weighted)
-        for run in runs
-    }
+    grown = {run.pairs.run: growths([run.changes], [run.pairs.success], [run.pairs.image]) for run in runs}
+    by_run = {run: _finding(found, weighted) for run, found in grown.items()}
     if left := sum(run.pairs.left_out for run in runs):
         notes.append(f"{left} images whose search changed nothing are left out.")
     return Exhibit(
         key="activation-change",
         title="How an adversarial change grows through the layers",
-        finding=_finding(grown, weighted),
+        finding=each_run(by_run) or _verdicts(grown, weighted),
         drawings=[
             Drawing(
                 key=f"activation-change-{run.slug}",
@@ -103,11 +98,6 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
     )
 
 
-def _percent(share: Estimate) -> str:
-    low, high = share.interval
-    return f"{share.value:.1%} ({max(low, 0):.1%} to {min(high, 1):.1%})"
-
-
 def _times(factor: Estimate) -> str:
     low, high = factor.interval
     return (
@@ -116,7 +106,7 @@ def _times(factor: Estimate) -> str:
 
 
 def _finding(grown: Mapping[str, Growth], weighted: Sequence[str]) -> str:
-    """Whether changes taper off in failures, as the seed says."""
+    """Whether changes of one run taper off in failures, as the seed says, by themselves and beside noise."""
     if not grown:
         return "No image's change could be followed from the first layer to the last."
     told = [
@@ -132,14 +122,47 @@ def _finding(grown: Mapping[str, Growth], weighted: Sequence[str]) -> str:
     if "failure" not in grown:
         return f"{start}; there are no failures to look at."
     failed = grown["failure"]
-    low, high = failed.factor.interval
-    if low > 1:
-        verdict = "in failures it does not taper off"
-    elif high < 1:
-        verdict = "in failures it tapers off"
-    else:
-        verdict = "whether it tapers off in failures is not decided"
-    return f"{start}: {verdict} (it is smaller at the last layer in {_percent(failed.tapers)} of them)."
+    assert failed.beside_noise is not None
+    return (
+        f"{start}: in failures {_TAPERS[_side(failed.factor)]} (it is smaller at the last layer in "
+        f"{percent(failed.tapers)} of them); {_BESIDE[_side(failed.beside_noise)]}, {_times(failed.beside_noise)}."
+    )
+
+
+_TAPERS = {-1: "it tapers off", 0: "whether it tapers off is not decided", 1: "it does not taper off"}
+_BESIDE = {
+    -1: "it grows less than noise of the same size",
+    0: "whether it grows more or less than noise of the same size is not decided",
+    1: "it grows more than noise of the same size",
+}
+
+
+def _side(factor: Estimate) -> int:
+    """−1 where a factor is shown to be below 1, 1 where above, 0 where neither."""
+    low, high = factor.interval
+    return int(low > 1) - int(high < 1)
+
+
+def _verdicts(grown: Mapping[str, Mapping[str, Growth]], weighted: Sequence[str]) -> str:
+    """Of many runs, which come to what."""
+    failed = {run: found["failure"] for run, found in grown.items() if "failure" in found}
+    if not failed:
+        return "There are no failures to look at in any of the runs."
+    told = []
+    for words, sides in (
+        (_TAPERS, {run: _side(one.factor) for run, one in failed.items()}),
+        (_BESIDE, {run: _side(one.beside_noise) for run, one in failed.items() if one.beside_noise}),
+    ):
+        for side, said in words.items():
+            if those := [run for run, found in sides.items() if found == side]:
+                told.append(f"{said} in {_runs(those, len(failed))}")
+    without = f"; {len(grown) - len(failed)} have no failures" if len(failed) < len(grown) else ""
+    start = f"From {weighted[0]} to {weighted[-1]} the relative change in failures, run by run: "
+    return f"{start}{'; '.join(told)}{without}."
+
+
+def _runs(those: Sequence[str], of: int) -> str:
+    return f"all {of} runs" if len(those) == of else f"{len(those)} of {of} runs ({', '.join(those)})"
 
 
 @dataclass(frozen=True)
@@ -244,8 +267,8 @@ def map_of_changes_exhibit(runs: Sequence[Pictured]) -> Exhibit:
         key="activation-maps",
         title="Where in each layer an adversarial change arrives",
         finding=(
-            f"Of the positions of a map, {_percent(by_image(first, images))} change in the {names[0]} and "
-            f"{_percent(by_image(last, images))} in {names[-1]} (mean of the {len(first)} images shown)."
+            f"Of the positions of a map, {percent(by_image(first, images))} change in the {names[0]} and "
+            f"{percent(by_image(last, images))} in {names[-1]} (mean of the {len(first)} images shown)."
         ),
         drawings=[
             Drawing(

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.exhibits import Drawing, Exhibit
+from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, CLASSES, GROUND, INK, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
-from analysis.statistics import Estimate, by_image
+from analysis.statistics import Estimate, by_image, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,7 @@ def map_exhibit(
     ]
     won = np.concatenate([run.pairs.success for run in runs])
     notes = [
-        f"The map keeps {_percent(faithful)} of a training image's {k} nearest neighbours (mean, 95 % interval): what "
+        f"The map keeps {percent(faithful)} of a training image's {k} nearest neighbours (mean, 95 % interval): what "
         "lies near on it need not lie near in the model; the neighbours are counted in the full space below.",
         "A search that stops at its first success leaves an image just beyond the decision boundary.",
     ]
@@ -158,14 +158,9 @@ def _moved(name: str, training: np.ndarray, labels: np.ndarray, runs: Sequence[M
         return f"No class that an adversarial image is taken for has training images on the {name} map."
     share = by_image(np.array(nearer, dtype=float), np.array(images))
     return (
-        f"{_percent(share)} of {len(nearer)} successful adversarial images lie, on the {name} map, nearer to the "
+        f"{percent(share)} of {len(nearer)} successful adversarial images lie, on the {name} map, nearer to the "
         "middle of the class they are taken for than to that of their own."
     )
-
-
-def _percent(share: Estimate) -> str:
-    low, high = share.interval
-    return f"{share.value:.1%} ({max(low, 0):.1%} to {min(high, 1):.1%})"
 
 
 def _middles(training: np.ndarray, labels: np.ndarray) -> dict[int, np.ndarray]:
@@ -247,64 +242,72 @@ def neighbour_exhibit(
         kept: the share of nearest neighbours that each map keeps.
     """
     names = {"full": "full space", "tsne": "t-SNE map", "pca": "PCA map"}
-    bars = {space: _bars([(pairs, shares[space]) for pairs, shares in runs]) for space in runs[0][1]}
+    bars = [{space: _bars(pairs, one) for space, one in shares.items()} for pairs, shares in runs]
+    by_run = {pairs.run: _told(found["full"], k) for (pairs, _), found in zip(runs, bars, strict=True)}
     return Exhibit(
         key="neighbours",
         title="Whose neighbours adversarial images are",
-        finding=_told(bars["full"], k),
+        finding=each_run(by_run) or _told_of_all([found["full"] for found in bars], k),
         drawings=[
             Drawing(
-                key="neighbours",
+                key=f"neighbours-{number}",
                 caption=(
                     f"Mean share (0 to 1) of an image's {k} nearest training images that carry a class, with 95 % "
-                    "intervals, in the full space of representations and on each map."
+                    f"intervals, in the full space of representations and on each map: {pairs.title}."
                 ),
-                figure=_neighbours(bars, names, k),
+                figure=_neighbours(found, names, k),
             )
+            for number, ((pairs, _), found) in enumerate(zip(runs, bars, strict=True), 1)
         ],
         table=_shares_table(runs),
         notes=[
             "A map keeps of a training image's nearest neighbours: "
-            + ", ".join(f"the {names[name]} {_percent(estimate)}" for name, estimate in kept.items())
+            + ", ".join(f"the {names[name]} {percent(estimate)}" for name, estimate in kept.items())
             + "."
         ],
-        by_run={pairs.run: _told(_bars([(pairs, shares["full"])]), k) for pairs, shares in runs},
+        by_run=by_run,
     )
 
 
-def _bars(runs: Sequence[tuple[Pairs, Shares]]) -> dict[str, tuple[Estimate, int]]:
+def _bars(pairs: Pairs, shares: Shares) -> dict[str, tuple[Estimate, int]]:
     """The mean share of each kind of image and class in one space, and of how many; kinds without images are absent."""
     found = {}
-    for what, choose in (
-        ("clean: its label", lambda pairs, shares: (shares.clean, np.ones(len(pairs), dtype=bool))),
-        ("success: predicted class", lambda pairs, shares: (shares.prediction, pairs.success)),
-        ("success: its label", lambda pairs, shares: (shares.label, pairs.success)),
-        ("failure: its label", lambda pairs, shares: (shares.label, ~pairs.success)),
-        ("failure: target", lambda pairs, shares: (shares.target, ~pairs.success & (pairs.target >= 0))),
+    for what, values, chosen in (
+        ("clean: its label", shares.clean, np.ones(len(pairs), dtype=bool)),
+        ("success: predicted class", shares.prediction, pairs.success),
+        ("success: its label", shares.label, pairs.success),
+        ("failure: its label", shares.label, ~pairs.success),
+        ("failure: target", shares.target, ~pairs.success & (pairs.target >= 0)),
     ):
-        values, images = [], []
-        for pairs, shares in runs:
-            value, chosen = choose(pairs, shares)
-            values.append(value[chosen])
-            images.append(pairs.image[chosen])
-        flat = np.concatenate(values)
-        if len(flat):
-            found[what] = by_image(flat, np.concatenate(images)), len(flat)
+        if chosen.any():
+            found[what] = by_image(values[chosen], pairs.image[chosen]), int(chosen.sum())
     return found
 
 
+_WORDS = {
+    "clean: its label": "carry its label when it is clean",
+    "success: predicted class": "the class it is taken for after a successful attack",
+    "success: its label": "still its label then",
+    "failure: its label": "its label after a failed one",
+}
+
+
 def _told(full: Mapping[str, tuple[Estimate, int]], k: int) -> str:
-    told = [
-        f"{_percent(full[what][0])} {words}"
-        for what, words in (
-            ("clean: its label", "carry its label when it is clean"),
-            ("success: predicted class", "the class it is taken for after a successful attack"),
-            ("success: its label", "still its label then"),
-            ("failure: its label", "its label after a failed one"),
-        )
-        if what in full
-    ]
+    told = [f"{percent(full[what][0])} {words}" for what, words in _WORDS.items() if what in full]
     return f"In the full space, of the {k} training images nearest to an image, {', '.join(told)}."
+
+
+def _told_of_all(runs: Sequence[Mapping[str, tuple[Estimate, int]]], k: int) -> str:
+    """What holds in each of many runs."""
+    told = []
+    for what, words in _WORDS.items():
+        if ends := [full[what][0].interval for full in runs if what in full]:
+            low, high = min(low for low, _ in ends), max(high for _, high in ends)
+            told.append(f"{low:.1%} to {high:.1%} {words} ({len(ends)} runs)")
+    return (
+        f"In the full space, of the {k} training images nearest to an image, in every run by itself, from the lowest "
+        f"to the highest end of their 95 % intervals, {', '.join(told)}."
+    )
 
 
 def _neighbours(bars: Mapping[str, Mapping[str, tuple[Estimate, int]]], names: Mapping[str, str], k: int) -> "Figure":
@@ -317,7 +320,7 @@ def _neighbours(bars: Mapping[str, Mapping[str, tuple[Estimate, int]]], names: M
             at = np.array([row for row, what in enumerate(whats) if what in found], dtype=float)
             at += (number - (len(bars) - 1) / 2) * 0.22
             values = np.array([found[what][0].value for what in whats if what in found])
-            ends = np.array([found[what][0].interval for what in whats if what in found]).clip(0, 1)
+            ends = np.array([found[what][0].interval for what in whats if what in found])
             reach = np.abs(ends.T - values)
             axes.errorbar(values, at, xerr=reach, fmt="osD"[number % 3], markersize=4, color=colours[space],
                           linewidth=1.2, capsize=2, label=names[space])  # fmt: skip

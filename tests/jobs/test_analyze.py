@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 
 from analysis.replay import stored_images
 from cluster.store import RunFolder
+from jobs import analyze
 from jobs.main import main
 from tests.conftest import random_images
+from tests.jobs.test_typed import require_made_by
 from workers.models.loading import read_model
 from workers.places import Place
 from workers.sources import load_data
@@ -62,8 +65,9 @@ def summary(out: Path) -> dict[str, Any]:
     return found
 
 
-def test_files_of_both_runs(done: Path) -> None:
-    names = set(summary(done)["files"])
+def test_files_of_both_runs(done: Path, runs: list[Path]) -> None:
+    require_made_by(done / "page.html", analyze.app, ["analyze", *map(str, runs), *SMALL, "--out", str(done)])
+    names = set(json.loads((done / "exhibits.json").read_text())["files"])
     for run in ("fgsm", "jsma-all"):
         for figure in ("tsne", "pca", "activation-change", "activation-maps"):
             assert {f"{figure}-{run}.png", f"{figure}-{run}.svg"} <= names
@@ -156,6 +160,31 @@ def test_one_run_fewer_and_a_joint_map(done: Path, runs: list[Path], tmp_path: P
     assert any("--refit" in note for note in summary(out)["notes"]["tsne-map"])
     assert "--refit" in summary(out)["command"]
     assert len(list((out / "cache").glob("joint-*.npz"))) == 1
+
+
+def test_runs_of_one_name(runs: list[Path], tmp_path: Path) -> None:
+    """What is found of each, and each row, is told apart: here of one run that lies in several folders."""
+    places = [tmp_path / name for name in ("a/x", "b/x", "x-3", "X_3")]
+    for place in places:
+        shutil.copytree(runs[0], place)
+    out = tmp_path / "out"
+    assert main(["analyze", *map(str, places), *FIT, "--limit", "5", "--out", str(out)]) == 0
+    found = summary(out)
+    names = ["a/x", "b/x", "x-3", "X_3"]
+    assert all(list(alone) == names for alone in found["findings of each run"].values())
+    assert found["findings of each run"]
+    for key in ("a-x", "b-x", "x-3", "x-3-2"):
+        assert {f"tsne-{key}.png", f"activation-change-{key}.png"} <= {path.name for path in out.iterdir()}
+    rows = pq.read_table(out / "neighbours.parquet")["row"].to_pylist()
+    assert len(set(rows)) == len(rows)
+    assert [sum(row.startswith(f"{name}/") for row in rows) for name in names] == [len(rows) // 4] * 4
+    page = (out / "page.html").read_text()
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert data
+    listed = [row[0] for row in json.loads(data[1])["rows"]]
+    for number, key in enumerate(("a-x", "b-x", "x-3", "x-3-2")):
+        drawing = page.split(f'data-key="tsne-{key}"')[1].split("</figure>")[0]
+        assert {listed[int(row)] for row in re.findall(r'data-row="(\d+)"', drawing)} == {number}
 
 
 def test_a_users_colour_model(kept_ray: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
