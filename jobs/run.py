@@ -1,6 +1,5 @@
 """``brittle run``: the seed's whole experiment, ending with the page."""
 
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,16 +9,19 @@ import numpy as np
 from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
+from analysis.claims import SeedRun, claims, claims_exhibit
 from jobs.analyze import AnalysisOptions, analysed
 from jobs.detect import Judged, Question, judge
 from jobs.examples import examples
 from jobs.exits import Exit
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import Parts, say
-from jobs.recorded import RecordedRun, open_run
+from jobs.recorded import RecordedRun, open_runs
 from jobs.report import run_views, write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
+from jobs.typed import changed
+from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, JSMA, PGD, Attack, DifferentialEvolution, IterativeFGSM, OnePixelExact
 from workers.errors import WrongInput
 from workers.files import require_place
@@ -58,6 +60,10 @@ QUICK = Sizes(population=400, generations=75, points=2000)
 FULL = Sizes(population=5000, generations=400, points=10_000)
 
 
+DETECTOR = "vae-kl"
+"""The seed's."""
+
+
 class ExperimentOptions(BaseModel):
     """The experiment's sizes; the defaults keep it to minutes on two cores."""
 
@@ -81,7 +87,9 @@ class ExperimentOptions(BaseModel):
     points: int | None = Field(
         None, ge=10, description=f"Training images on the maps; {QUICK.points}, or with --full {FULL.points}."
     )
-    detector: str = Field("vae-kl", description="Judged with --full: a name as of brittle detect, with parameters.")
+    detector: str | None = Field(
+        None, description=f"Judged with --full: a name as of brittle detect, with parameters; {DETECTOR} when absent."
+    )
 
     @property
     def sizes(self) -> Sizes:
@@ -91,7 +99,9 @@ class ExperimentOptions(BaseModel):
         return form._replace(**asked)
 
 
-LOOKED_INTO = ("ten-ifgsm", "ten-one-pixel-de", "ten-five-pixel-de", "mixed-ifgsm", "mixed-jsma")
+LOOKED_INTO = (
+    SeedRun.TEN_IFGSM, SeedRun.TEN_ONE_PIXEL, SeedRun.TEN_FIVE_PIXELS, SeedRun.MIXED_IFGSM, SeedRun.MIXED_JSMA
+)  # fmt: skip
 """The searches whose representations and activations are looked at."""
 
 
@@ -117,6 +127,7 @@ def run(
         out: Folder for the model, the runs and the page.
         data: mnist, fashion-mnist, digits, or a folder with train and test.
     """
+    from jobs.guard import Named
     from workers.training.classifiers import Recipe
 
     asked, parts = options or ExperimentOptions(), Parts()
@@ -124,6 +135,9 @@ def run(
         raise WrongInput("--data is a single file: give a folder with train and test")
     if asked.label == asked.target:
         raise WrongInput(f"--target: must differ from --label, got {asked.target} twice")
+    if asked.detector and not asked.full:
+        raise WrongInput("--detector: is judged with --full only")
+    detector = Named.of(asked.detector or DETECTOR)
     _require_ours(out)
     parts.begin("data")
     training, test = load_data(data, "train", say=say), load_data(data, "test", say=say)
@@ -142,16 +156,16 @@ def run(
         folders, broken = [], 0
         for search in _searches(subject, asked):
             parts.begin(search.name)
-            folders.append(out / "runs" / search.name)
+            folders.append(Place.of(out / "runs" / search.name))
             selection = Selection(ids=search.ids, target=search.target)
-            summaries = launch(search.attacks, subject, selection, Place.of(folders[-1]), host)
+            summaries = launch(search.attacks, subject, selection, folders[-1], host)
             broken += sum(summary.counts.get(Status.FAILED, 0) for summary in summaries)
         judged = None
         if asked.full:
-            parts.begin(f"detector {asked.detector}")
-            judged = judge([asked.detector], named, str(out / "detector"), host, question=Question(limit=asked.sample))
+            parts.begin(f"detector {detector.text}")
+            judged = judge([detector.text], named, str(out / "detector"), host, question=Question(limit=asked.sample))
             broken += len(judged.detection.failures)
-    _write(out, data, asked, subject, [open_run(Place.of(folder)) for folder in folders], judged, parts)
+    _write(out, data, asked, subject, open_runs(folders), judged, parts)
     parts.end()
     for line in parts.table():
         print(line)
@@ -169,13 +183,14 @@ def _searches(subject: Subject, asked: ExperimentOptions) -> list[Search]:
     all_steps = IterativeFGSM(full=True)  # as the seed's code: its images lie beyond the boundary, not on it
     target = str(asked.target)
     quick = [
-        Search("ten-ifgsm", (all_steps,), ten, target),
-        Search("ten-jsma", (JSMA(),), ten, target),
-        Search("ten-one-pixel-de", (one_pixel,), ten),
-        Search("ten-five-pixel-de", (five_pixels,), ten),
+        Search(SeedRun.TEN_IFGSM, (all_steps,), ten, target),
+        Search(SeedRun.TEN_JSMA, (JSMA(),), ten, target),
+        Search(SeedRun.TEN_ONE_PIXEL, (one_pixel,), ten),
+        Search(SeedRun.TEN_EXACT, (OnePixelExact(),), ten),
+        Search(SeedRun.TEN_FIVE_PIXELS, (five_pixels,), ten),
         Search("mixed-fgsm", (FGSM(epsilon=0.1),), mixed),
-        Search("mixed-ifgsm", (all_steps,), mixed, target),
-        Search("mixed-jsma", (JSMA(),), mixed, target),
+        Search(SeedRun.MIXED_IFGSM, (all_steps,), mixed, target),
+        Search(SeedRun.MIXED_JSMA, (JSMA(),), mixed, target),
         Search("mixed-jsma-classes", (JSMA(map="classes"),), mixed, target),
     ]
     full = [
@@ -197,7 +212,6 @@ def _write(
     parts: Parts,
 ) -> None:
     """Analyses what was found, and writes figures, tables and the page."""
-    from analysis.claims import claims, claims_exhibit
     from analysis.exhibits import write_exhibits
     from analysis.figures.detection import detection_exhibits
     from analysis.figures.runs import run_exhibits
@@ -206,21 +220,15 @@ def _write(
     parts.begin("analysis")
     training_data = data if data in NAMES else str(Path(data) / "train")
     looked_at = AnalysisOptions(points=asked.sizes.points, training_data=training_data)
-    chosen = [run for run in runs if run.folder.place.name in LOOKED_INTO]
+    chosen = [run for run in runs if run.name in LOOKED_INTO]
     inside = analysed(chosen, subject, out / "analysis", looked_at)
     parts.begin("figures and page")
     views = run_views(runs)
-    changed = asked.model_dump(exclude_defaults=True, exclude_none=True)
-    words = [
-        word
-        for name, value in changed.items()
-        for word in ([f"--{name}"] if value is True else [f"--{name}", str(value)])
-    ]
-    command = shlex.join(["brittle", "run", *words, *(["--data", data] if data != "mnist" else []), "--out", str(out)])
+    command = typed("run", *changed(asked), *(["--data", data] if data != "mnist" else []), "--out", str(out))
     report = judged.reports[0] if judged else None
     held = claims(
         Rate(int(subject.correct.sum()), len(subject.correct)),
-        {view.place.name: view.table for view in views if view.place.name != "mixed-pgd"},
+        {view.name: view.table for view in views},
         {exhibit.key: exhibit.by_run for exhibit in inside},
         report,
     )

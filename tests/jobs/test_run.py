@@ -26,7 +26,7 @@ def test_the_main_job(
     said = capsys.readouterr().out
     assert f"the page is {out / 'page.html'}" in said
     runs = sorted(path.name for path in (out / "runs").iterdir())
-    assert len(runs) == 8
+    assert len(runs) == 9
     ten = pq.read_table(out / "runs" / "ten-jsma" / "parts").to_pylist()
     assert {row["label"] for row in ten} == {2}
     assert {row["target"] for row in ten} == {6}
@@ -66,7 +66,7 @@ def test_the_full_form(tmp_path: Path, mnist_folder: Path, capsys: pytest.Captur
     shutil.copytree(mnist_folder, out / "model")
     small = ["--sample", "12", "--population", "20", "--generations", "3", "--points", "200", "--epochs", "2"]
     assert main(["run", "--full", "--out", str(out), *small, "--detector", "max-softmax"]) == 0
-    assert len(list((out / "runs").iterdir())) == 12
+    assert len(list((out / "runs").iterdir())) == 13
     page = (out / "page.html").read_text()
     assert "max-softmax: broken" in page
     assert "Vulnerable pixels" in page
