@@ -17,6 +17,8 @@ from jobs.launch import Where, WorkerHost
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, load_training
 from jobs.threat import DetectorThreat, adaptive_searches, naive_searches
+from jobs.typed import changed, flags
+from jobs.typed import command as typed
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.places import Place
@@ -162,6 +164,9 @@ def judge(
     from workers.detectors.guarded import Guarded
 
     threat, question = threat or DetectorThreat(), question or Question()
+    places = {"networks": networks, "training_data": training_data, "foreign": foreign, "out": out}
+    words = [*detectors, *changed(subject, threat, question, host.where), *flags(places)]
+    command = typed("detect", *words)
     if threat.pixels is not None and not question.few_pixel:
         raise WrongInput("--no-few-pixel: with --pixels, those are the searches of the threat")
     if not detectors:
@@ -222,10 +227,10 @@ def judge(
                     reports.append(detection.report(each, attacked))
                 except WrongInput as error:  # a detector that failed on its way is no wrong input
                     raise RuntimeError(f"{error}; what is done is kept: the same command goes on") from None
-                publish(folder, reports, detection, named)
+                publish(folder, reports, detection, named, command)
             exhibits = detection_exhibits(reports)  # once: they take longer than a page
             write_exhibits(exhibits, folder.path / "figures")
-            publish(folder, reports, detection, named, exhibits=exhibits)
+            publish(folder, reports, detection, named, command, exhibits=exhibits)
             if failure:
                 raise failure
         except WrongInput:
@@ -271,6 +276,7 @@ def publish(
     reports: "Sequence[DetectorReport]",
     detection: "Detection",
     named: "Sequence[Named]",
+    command: str,
     *,
     exhibits: "Sequence[Exhibit]" = (),
 ) -> None:
@@ -286,7 +292,7 @@ def publish(
     write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     model, data = detection.subject.recipe.reference, detection.subject.dataset.name
-    page = render_detection(reports, model=model, data=data, trainings=trainings, exhibits=exhibits)
+    page = render_detection(reports, model=model, data=data, trainings=trainings, exhibits=exhibits, command=command)
     write_whole(folder.page, page.encode())
 
 

@@ -10,6 +10,8 @@ from jobs.examples import examples
 from jobs.launch import Images, Selection, Where, WorkerHost, resolve
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import Threat, fitting
+from jobs.typed import changed
+from jobs.typed import command as typed
 from workers.errors import WrongInput
 from workers.places import Place
 from workers.versions import versions
@@ -50,6 +52,8 @@ def evaluate(
         retry_failed: Search the images of that evaluation again whose search failed, in the stages where it did.
     """
     threat, images, question = threat or Threat(), images or Images(), question or Question()
+    budget, where = budget or Budget(), where or Where()
+    command = typed("evaluate", *changed(subject, threat, images, question, budget, where), "--out", out)
     everything = threat.stages()  # refuses an ε or k that no attack takes
     if question.accept_undecided and question.require is None:
         raise WrongInput("--accept-undecided: goes with --require")
@@ -58,7 +62,7 @@ def evaluate(
         raise WrongInput(f"--out {out}: an evaluation's folder lies on a disk; a single attack's may lie elsewhere")
     folder = EvaluationFolder(place.path)
     folder.require_usable()
-    host = WorkerHost(where or Where())
+    host = WorkerHost(where)
     loaded = load_subject(subject)
     probe = folder.probe() if folder.exists else loaded.probe(gradients=threat.pixels is None)
     stages = threat.stages(probe)
@@ -87,7 +91,7 @@ def evaluate(
         else:
             folder.compare(asked)
         evaluation = Evaluation(
-            given, probe, threat, images, question, budget or Budget(), folder, host, fit, unfit, ids, retry_failed
+            given, probe, threat, images, question, budget, folder, host, fit, unfit, ids, retry_failed, command
         )
         try:
             with host:

@@ -18,7 +18,7 @@ from jobs.exits import Interrupted
 from jobs.frozen import FrozenFolder
 from jobs.launch import Images, Selection, WorkerHost, launch, shard_of_few
 from jobs.progress import say
-from jobs.recorded import open_run
+from jobs.recorded import open_runs
 from jobs.report import write_page
 from jobs.subject import Subject
 from jobs.surrogates import quick_surrogate
@@ -136,6 +136,7 @@ class Evaluation:
         complete: names of the stages that have all of theirs, failed ones among them.
         ended: why no more stages are run; empty while they are.
         skipped: why some stages need not be, by name.
+        command: what was typed, or what comes to the same.
     """
 
     subject: Subject
@@ -150,6 +151,7 @@ class Evaluation:
     unfit: dict[str, str]
     ids: np.ndarray
     retry_failed: bool
+    command: str
     rows: "dict[str, StageRows]" = field(default_factory=dict)
     beyond: "dict[str, pa.Table]" = field(default_factory=dict)
     complete: set[str] = field(default_factory=set)
@@ -575,9 +577,9 @@ class Evaluation:
         return 1 if known.failed or len(known.contradicted) or judgement.verdict not in met else 0
 
     def _write_page(self, findings: Sequence[str], exhibits: "Sequence[Exhibit]") -> None:
-        runs = [open_run(self.folder.run(stage)) for stage in self.stages if stage.name in self.known.tallies]
+        runs = open_runs([self.folder.run(stage) for stage in self.stages if stage.name in self.known.tallies])
         try:
-            write_page(runs, self.subject, self.folder.page, findings=findings, exhibits=exhibits)
+            write_page(runs, self.subject, self.folder.page, command=self.command, findings=findings, exhibits=exhibits)
         except WrongInput:
             raise
         except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything

@@ -1,5 +1,8 @@
-"""A run that is already on disk, with what it names loaded again."""
+"""Runs that are already on disk, with what they name loaded again."""
 
+import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +18,7 @@ from workers.remedies.remedies import Remedies
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RecordedRun", "open_run"]
+__all__ = ["RecordedRun", "open_run", "open_runs", "require_one_subject"]
 
 _FROZEN = {"attack", "parameters", "target", "split", "model", "data", "block", "batch"}
 _RECORDED = {"model", "weights", "mean", "std", "data"}
@@ -23,10 +26,17 @@ _RECORDED = {"model", "weights", "mean", "std", "data"}
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run's folder and plan; its attack, subject and rows are read when asked for."""
+    """A run's folder and plan; its attack, subject and rows are read when asked for.
+
+    Attributes:
+        name: what it is called, which no run that was opened with it is: its folder's name, or its path's end.
+        key: likewise, for names of files and drawings: lower case, digits and hyphens.
+    """
 
     folder: RunFolder
     plan: Plan
+    name: str
+    key: str
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
@@ -40,6 +50,11 @@ class RecordedRun:
         except WrongInput as error:
             raise WrongInput(f"{self.folder.place}: made by an attack that is not here: {error}") from None
         return kind.at_each_budget(self.plan.frozen["parameters"])
+
+    def of(self, what: str) -> str:
+        """The run's ``data`` or ``model`` as a hash, or ``split``; of a model as it was given, whatever searched it."""
+        frozen = str(self.plan.frozen[what])
+        return str(self.plan.recorded.get("given", frozen)) if what == "model" else frozen
 
     def tables(self) -> "list[tuple[Attack, pa.Table]]":
         """The rows that are done, for each budget, images included.
@@ -122,15 +137,61 @@ class RecordedRun:
         return subject.searched_as(self.remedies)
 
 
+def require_one_subject(runs: Sequence[RecordedRun]) -> None:
+    """Refuses runs of several models or data sets; one model under several remedies is one.
+
+    Raises:
+        WrongInput: naming the first that differs, and in what.
+    """
+    for other in runs[1:]:
+        for what in ("model", "data", "split"):
+            if other.of(what) != runs[0].of(what):
+                raise WrongInput(f"{other.folder.place}: another {what} than {runs[0].folder.place}")
+
+
 def open_run(place: Place) -> RecordedRun:
     """Opens a run's folder.
 
     Raises:
         WrongInput: when it is none, or its plan is broken.
     """
-    folder = RunFolder(place)
+    return open_runs([place])[0]
+
+
+def open_runs(places: Sequence[Place]) -> list[RecordedRun]:
+    """Opens the folders of runs that are shown together.
+
+    Raises:
+        WrongInput: when one is none, or its plan is broken, or one is given twice.
+    """
+    from analysis.exhibits import keys_of
+
+    names = _names(places)
+    return [
+        RecordedRun(folder, _plan(folder), name, key)
+        for folder, name, key in zip(map(RunFolder, places), names, keys_of(names), strict=True)
+    ]
+
+
+def _names(places: Sequence[Place]) -> list[str]:
+    """The name of each folder, with as much of the path before it as tells it from all others.
+
+    Raises:
+        WrongInput: when one is given twice.
+    """
+    if twice := [place for place, count in Counter(place.resolve() for place in places).items() if count > 1]:
+        raise WrongInput(f"{twice[0]}: is given twice")
+    paths = [(os.path.abspath(place.path) if place.local else place.uri).split("/") for place in places]  # noqa: PTH100
+    ends = Counter("/".join(path[-n:]) for path in paths for n in range(1, len(path)))
+    return [
+        next((end for n in range(1, len(path)) if ends[end := "/".join(path[-n:])] == 1), "/".join(path))
+        for path in paths
+    ]
+
+
+def _plan(folder: RunFolder) -> Plan:
     plan = folder.plan()
     lacking = sorted((_FROZEN - set(plan.frozen)) | (_RECORDED - set(plan.recorded)))
     if lacking:
-        raise WrongInput(f"{place}: its run.json lacks {', '.join(lacking)}")
-    return RecordedRun(folder, plan)
+        raise WrongInput(f"{folder.place}: its run.json lacks {', '.join(lacking)}")
+    return plan

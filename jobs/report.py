@@ -1,10 +1,10 @@
 """``brittle report``: runs as one self-contained page."""
 
 import re
-import shlex
 import sys
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,8 +13,10 @@ from cyclopts import App
 
 from jobs.attack import flag_of
 from jobs.examples import examples
-from jobs.recorded import RecordedRun, open_run
+from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.subject import Subject
+from jobs.typed import command as typed
+from jobs.typed import flags
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
@@ -50,18 +52,16 @@ def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = Fa
     """
     from analysis.figures.runs import run_exhibits
 
-    recorded = [open_run(Place.of(run)) for run in runs]
-    for other in recorded[1:]:
-        for what in ("model", "data", "split"):
-            if other.plan.frozen[what] != recorded[0].plan.frozen[what]:
-                raise WrongInput(f"{other.folder.place}: another {what} than {recorded[0].folder.place}")
+    recorded = open_runs([Place.of(run) for run in runs])
+    require_one_subject(recorded)
     if files is not None:
         if files.exists() and not files.is_dir():
             raise WrongInput(f"--files {files}: expected a folder, is a file")
         require_place(files)
     subject, views = recorded[0].subject(), run_views(recorded)
     exhibits = run_exhibits(views, subject.dataset)
-    write_page(recorded, subject, out, findings=_findings(views), exhibits=exhibits)
+    command = typed("report", *(str(run.folder.place) for run in recorded), "--out", str(out))
+    write_page(recorded, subject, out, command=command, findings=_findings(views), exhibits=exhibits)
     print(f"page in {out}")
     if files is not None:
         write_files(recorded, exhibits, files)
@@ -76,9 +76,9 @@ def write_page(
     subject: Subject,
     out: Path,
     *,
+    command: str,
     findings: Sequence[str] = (),
     exhibits: "Sequence[Exhibit]" = (),
-    command: str = "",
 ) -> None:
     """Renders runs into one file, whole or not at all.
 
@@ -86,9 +86,9 @@ def write_page(
         runs: all of one model and one data set.
         subject: theirs.
         out: the page.
+        command: what makes the page, as typed.
         findings: what they come to together, a sentence each, the first as a heading; none when empty.
         exhibits: what supports them, in the order shown.
-        command: what makes the page, as typed; `brittle report` of the runs when empty.
 
     Raises:
         WrongInput: when a run has no rows, or the file cannot be written.
@@ -105,7 +105,6 @@ def write_page(
         correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]
     else:
         correct = subject.correct
-    report = ["brittle", "report", *(str(run.folder.place) for run in runs), "--out", str(out)]
     html = render(
         views,
         subject.recipe,
@@ -113,7 +112,7 @@ def write_page(
         correct,
         findings=findings,
         exhibits=exhibits,
-        command=command or shlex.join(report),
+        command=command,
     )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +134,7 @@ def write_files(runs: Sequence[RecordedRun], exhibits: "Sequence[Exhibit]", fold
     tables = []
     for run in runs:
         for _, table in run.tables():
-            named = pa.array([run.folder.place.name] * len(table))
+            named = pa.array([run.name] * len(table))
             rows = table.drop_columns(["adversarial", "shape"]).add_column(0, "run", named)
             tables.append(
                 rows.set_column(rows.column_names.index("status"), "status", rows["status"].cast(pa.string()))
@@ -158,6 +157,8 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
     return [
         RunView(
             place=run.folder.place,
+            name=run.name,
+            key=run.key,
             attack=attack,
             target=run.plan.frozen["target"],
             planned=len(run.plan.ids),
@@ -174,7 +175,6 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
 
 def _findings(views: "Sequence[RunView]") -> list[str]:
     """The run that succeeds on the largest share of its images, and what is certified."""
-    from analysis.statistics import Rate
     from analysis.summary import summarise
 
     found = [(view, summarise(view.table)) for view in views]
@@ -186,7 +186,7 @@ def _findings(views: "Sequence[RunView]") -> list[str]:
     sentences = [f"{strongest.title}: success on {summary.success}{most}"]
     for view, summary in searched:
         if certified := summary.counts.get(Status.CERTIFIED):
-            rate = Rate(certified, summary.success.total)
+            rate = replace(summary.success, hits=certified)
             sentences.append(f"{view.title}: it is certified that no change of its space succeeds on {rate}")
     return sentences
 
@@ -196,34 +196,27 @@ def _command(run: RecordedRun) -> str:
     frozen = run.plan.frozen
     if frozen["ids"] and not re.fullmatch(r"[\d,]+", frozen["ids"]):
         return ""
-    flags = {name: frozen[name] for name in ("label", "ids", "limit", "target")}
-    words = [word for name, value in flags.items() if value not in (None, "") for word in (f"--{name}", str(value))]
+    words = flags({name: frozen[name] for name in ("label", "ids", "limit", "target")})
     if frozen["correct"]:
         words.append("--correct")
-    return shlex.join([*_search(run), *words, "--out", str(run.folder.place)])
+    return typed(*_search(run), *words, "--out", str(run.folder.place))
 
 
 def _command_of_row(run: RecordedRun) -> str:
-    return shlex.join(_search(run))
+    return typed(*_search(run))
 
 
 def _search(run: RecordedRun) -> list[str]:
-    """The words that name a run's attack, model, data and seed."""
+    """The words behind ``brittle`` that name a run's attack, model, data and seed."""
     frozen, recorded = run.plan.frozen, run.plan.recorded
-    words = ["brittle", "attack", frozen["attack"]]
-    for name in ("model", "weights", "data", "mean", "std"):
-        if recorded[name]:
-            words += [f"--{name}", recorded[name]]
-    if frozen["split"] != "all":
-        words += ["--split", frozen["split"]]
-    for name, value in frozen["parameters"].items():
-        if isinstance(value, bool):
-            words.append(flag_of(name) if value else f"--no-{flag_of(name)[2:]}")
-        elif value is not None:
-            listed = [str(one) for one in value] if isinstance(value, list) else [str(value)]
-            words += [flag_of(name), *([",".join(listed)] if name == run.attacks[0].BUDGET else listed)]
-    if frozen["seed"]:
-        words += ["--seed", str(frozen["seed"])]
+    parameters, budget = dict(frozen["parameters"]), run.attacks[0].BUDGET
+    if budget and isinstance(values := parameters.get(budget), list):
+        parameters[budget] = ",".join(map(str, values))
+    words = ["attack", frozen["attack"]]
+    words += flags({name: recorded[name] for name in ("model", "weights", "data", "mean", "std")})
+    words += flags({"split": None if frozen["split"] == "all" else frozen["split"]})
+    words += flags(parameters, flag_of)
+    words += flags({"seed": frozen["seed"] or None})
     if run.remedies == NONE and run.probe.remedies != NONE:
         words.append("--as-given")
     return words

@@ -19,6 +19,8 @@ from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
 from jobs.subject import Subject, load_training, numbers
+from jobs.typed import changed, flags
+from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.attacks.norm_ball import Ball, Norm
 from workers.errors import WrongInput
@@ -160,7 +162,10 @@ def transfer(
         training_data: What surrogates are trained on; the train split of --data when absent.
         retry_failed: Search the images again whose search failed.
     """
-    threat, question = threat or Threat(), question or Question()
+    threat, question, where = threat or Threat(), question or Question(), where or Where()
+    named = {"models": models, "data": data, "split": split, "mean": mean, "std": std, "surrogates": surrogates,
+             "networks": networks, "training_data": training_data}  # fmt: skip
+    command = typed("transfer", *flags(named), *changed(threat, question, where), "--out", out)
     kinds = _kinds(surrogates)
     references = [text.strip() for text in models.split(",") if text.strip()]
     if len(set(references)) < len(references):
@@ -171,7 +176,7 @@ def transfer(
     folder.require_usable()
     trained = on_disk("--networks", networks) if networks else folder.path / "surrogates"
     attacks = attacks_within(threat, question.steps)
-    host = WorkerHost(where or Where())
+    host = WorkerHost(where)
     dataset = load_data(data, split, say=say)
     if kinds and min(dataset.shape[1:]) < 7:
         raise WrongInput(
@@ -213,7 +218,7 @@ def transfer(
                 folder.forget()
             raise
         report = job.report()
-        _publish(folder, report, threat)
+        _publish(folder, report, threat, command)
     return _tell(folder, report, job)
 
 
@@ -490,7 +495,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name.replace("×", "x"))
 
 
-def _publish(folder: FrozenFolder, report: "TransferReport", threat: Threat) -> None:
+def _publish(folder: FrozenFolder, report: "TransferReport", threat: Threat, command: str) -> None:
     """Writes verdict, tables, figures and page."""
     from analysis.exhibits import write_exhibits
     from analysis.figures.transfer import transfer_exhibits
@@ -501,7 +506,7 @@ def _publish(folder: FrozenFolder, report: "TransferReport", threat: Threat) -> 
     write_part(to_table(report), Place.of(folder.path / "transfer.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     exhibits = transfer_exhibits(report)
-    write_whole(folder.page, render_transfer(report, exhibits=exhibits).encode())
+    write_whole(folder.page, render_transfer(report, exhibits=exhibits, command=command).encode())
     write_exhibits(exhibits, folder.path / "figures")
 
 

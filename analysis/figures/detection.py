@@ -58,9 +58,13 @@ def _detector(report: DetectorReport) -> Exhibit | None:
         known = [attack for attack in attacks if attack.margin is not None and attack.attempted.any()]
         if known:
             caption = (
-                f"{report.name}, {name} attacks: the detector's score of each attempt against the classifier's margin, "
-                "above 0 where it is fooled; dashed the thresholds. Below them and right of 0: fooled and not flagged."
+                f"{report.name}, {name} attacks: the detector's score of each attempt against the margin of the "
+                "classifier alone, above 0 where it sees another class than the label"
+                f"{', be that the target or not' if any(attack.targeted for attack in known) else ''}; dashed the "
+                "thresholds. Below them and right of 0: the classifier is wrong, and nothing is flagged."
             )
+            if any(attack.bare_prediction is not None for attack in known):
+                caption += " The detector repairs images, so that the guarded model may answer otherwise."
             drawings.append(Drawing(key_of(key, "fooled", name), caption, _scatter(report, known)))
     reason = report.judgement.reasons[0] if report.judgement.reasons else "no reason was given"
     finding = f"{report.name}: {report.judgement.verdict}: {reason}"
@@ -185,7 +189,7 @@ def _scatter(report: DetectorReport, attacks: Sequence[AttackRows]) -> "Figure":
                 ends[number % 2], value, f" {rate:.0%} ", fontsize=8, va="bottom", ha=("left", "right")[number % 2]
             )
         axes.set(xlim=ends, ylim=(low, high))
-        axes.set(xlabel="classifier's margin of a wrong class (logits; fooled above 0)", ylabel="detector's score")
+        axes.set(xlabel="margin of the classifier alone (logits; wrong above 0)", ylabel="detector's score")
         figure.legend(loc="outside lower left", ncols=2, markerscale=2)
     return figure
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from analysis.curves import success_by_queries
-from analysis.exhibits import Drawing, Exhibit, key_of, row_key
+from analysis.exhibits import Drawing, Exhibit, row_key
 from analysis.figures.heat import heat_map
 from analysis.figures.style import BAD, CLASSES, STYLES, WIDTH, new_figure, styled
 from analysis.statistics import Rate, median
@@ -36,6 +36,9 @@ SINGLES = 6
 
 FEW = 50
 """Searches below which a run says little."""
+
+ENOUGH = 10
+"""Searches of a pair of classes from which on it is named as the one that succeeds most or least often."""
 
 _GREY = CLASSES[-1]  # rasterised, so of no colour that the page swaps
 _NORMS = {"l0": "L0 (pixels changed)", "l2": "L2 (pixels in 0 to 1)", "linf": "L∞ (pixels in 0 to 1)"}
@@ -61,7 +64,7 @@ class _Searches:
 
     @property
     def rate(self) -> Rate:
-        return Rate(len(self.successes), len(self.rows))
+        return Rate.of(self.rows["success"].to_numpy(), self.rows["image_id"].to_numpy())
 
     @property
     def targeted(self) -> bool:
@@ -70,7 +73,7 @@ class _Searches:
     @property
     def named(self) -> dict[str, Any]:
         """The columns that begin each row of a table."""
-        return {"run": self.view.place.name, "attack": self.view.attack.title, "towards": self.view.target}
+        return {"run": self.view.name, "attack": self.view.attack.title, "towards": self.view.target}
 
 
 def run_exhibits(runs: "Sequence[RunView]", dataset: "Dataset") -> list[Exhibit]:
@@ -98,14 +101,14 @@ def run_exhibits(runs: "Sequence[RunView]", dataset: "Dataset") -> list[Exhibit]
 
 
 def _labels(runs: "Sequence[RunView]") -> list[str]:
-    """What each is called in figures; with the folder's name where two are called alike."""
+    """What each is called in figures; with the run's name where two are called alike."""
     names = [f"{run.attack.title} → {run.target}" if run.target is not None else run.attack.title for run in runs]
     return _told_apart(names, runs)
 
 
 def _told_apart(names: Sequence[str], runs: "Sequence[RunView]") -> list[str]:
     count = Counter(names)
-    return [f"{name} ({run.place.name})" if count[name] > 1 else name for name, run in zip(names, runs, strict=True)]
+    return [f"{name} ({run.name})" if count[name] > 1 else name for name, run in zip(names, runs, strict=True)]
 
 
 # From which class to which
@@ -131,7 +134,7 @@ def _source_target(searches: Sequence[_Searches], largest: Sequence[_Searches], 
         names = [str(name) for name in range(size)]
         figure = heat_map(matrix.rates, names, names, row_axis="source: label", column_axis="target")
         caption = f"{each.label}: searches that reached the target, in per cent, by the image's label and the target."
-        drawings.append(Drawing(key_of("source-target", each.label), caption, figure))
+        drawings.append(Drawing(f"source-target-{each.view.key}", caption, figure))
         findings.append(f"{each.label} reaches {each.rate}{_extremes(matrix.successes, matrix.totals)}")
     kinds = {"source": pa.int64(), "target": pa.int64(), **_RATE("searches"), "changed": pa.float64()}
     return Exhibit(
@@ -168,8 +171,9 @@ def _label_prediction(searches: Sequence[_Searches], largest: Sequence[_Searches
             f"{each.label}: of the searches of each label, those that ended in each other class, in per cent; "
             "a row without numbers had no search."
         )
-        drawings.append(Drawing(key_of("label-prediction", each.label), caption, figure))
-        findings.append(f"{each.label} most often turns {_pair(counts, totals, most=True)}")
+        drawings.append(Drawing(f"label-prediction-{each.view.key}", caption, figure))
+        most = _pair(counts, totals, most=True)
+        findings.append(f"{each.label} turns {each.rate} into another class" + (f", most often {most}" if most else ""))
     kinds = {"label": pa.int64(), "prediction": pa.int64(), **_RATE("searches")}
     return Exhibit(
         "label-prediction",
@@ -182,17 +186,26 @@ def _label_prediction(searches: Sequence[_Searches], largest: Sequence[_Searches
 
 
 def _extremes(successes: np.ndarray, totals: np.ndarray) -> str:
-    if (totals > 0).sum() < 2:
-        return ""
     most, least = (_pair(successes, totals, most=way) for way in (True, False))
-    return f", most often {most}, least often {least}" if most != least else ""
+    return f", most often {most}, least often {least}" if most and least and most != least else ""
 
 
 def _pair(hits: np.ndarray, totals: np.ndarray, *, most: bool) -> str:
-    """The cell with the highest or lowest share, in words."""
-    worst = -np.inf if most else np.inf
-    shares = np.divide(hits, totals, out=np.full(hits.shape, worst), where=totals > 0)
-    source, target = np.unravel_index(shares.argmax() if most else shares.argmin(), hits.shape)
+    """The cell with the highest or lowest share, in words; how many where several have it.
+
+    Of cells with `ENOUGH` searches; empty where all these are alike, or there are none.
+    """
+    cells = np.argwhere(totals >= ENOUGH).tolist()
+    shares = {(source, target): hits[source, target] / totals[source, target] for source, target in cells}
+    if len(set(shares.values())) < 2:
+        return ""
+    extreme = max(shares.values()) if most else min(shares.values())
+    found = [cell for cell, share in shares.items() if share == extreme]
+    if len(found) > 1:
+        of = sorted({int(totals[source, target]) for source, target in found})
+        searches = f"{of[0]} to {of[-1]}" if len(of) > 1 else f"{of[0]}"
+        return f"in {len(found)} of {len(cells)} pairs of classes, each {extreme:.1%} of {searches} searches"
+    ((source, target),) = found
     return f"{source} → {target}: {Rate(int(hits[source, target]), int(totals[source, target]))}"
 
 
@@ -239,10 +252,10 @@ def _by_queries(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> 
             "Success within a number of queries (log axis), with 95 % bands; a line ends where its searches do. "
             + _list([each.label for each in some])
         )
-        drawings.append(Drawing(key_of("queries", str(number + 1)), caption, figure(some)))
+        drawings.append(Drawing(f"queries-{number + 1}", caption, figure(some)))
     for several in _several(shown):
         caption = f"{several[0].view.attack.NAME}: success within a number of queries (log axis), at each budget."
-        key = key_of("queries", several[0].view.place.name, several[0].view.attack.NAME)
+        key = f"queries-budgets-{several[0].view.key}"
         drawings.append(Drawing(key, caption, figure(several[: len(STYLES)])))
     finding = "; ".join(map(_queries_of, wide)) + "."
     notes = ["A query is an image put through the model, the forward pass of a gradient included."]
@@ -285,12 +298,11 @@ def _by_budget(searches: Sequence[_Searches]) -> Exhibit | None:
             records.append(each.named | budget | _rate(each.rate, "searches"))
         first, last = run[0], run[-1]
         lines.append(f"{first.label} {first.rate}, {last.label} {last.rate}")
-    drawings = []
+    drawings: list[Drawing] = []
     for axis, runs in groups.items():
         for some in _by(len(STYLES), runs):
-            key = key_of("budget", *(f"{run[0].view.attack.NAME}-{run[0].view.place.name}" for run in some))
             caption = f"Success against {axis}, with 95 % intervals: {_list(_names(some))}"
-            drawings.append(Drawing(key, caption, _budget_figure(some, axis)))
+            drawings.append(Drawing(f"budget-{len(drawings) + 1}", caption, _budget_figure(some, axis)))
     flat = [each for run in several for each in run]
     return Exhibit(
         "budgets",
@@ -338,7 +350,7 @@ def _budget_axis(each: _Searches) -> str:
 
 
 def _names(runs: Sequence[Sequence[_Searches]]) -> list[str]:
-    """What runs with several budgets are called; with the folder's name where two are called alike."""
+    """What runs with several budgets are called; with the run's name where two are called alike."""
     views = [run[0].view for run in runs]
     names = [view.attack.NAME if view.target is None else f"{view.attack.NAME} → {view.target}" for view in views]
     return _told_apart(names, views)
@@ -378,7 +390,7 @@ def _distances(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> E
     drawings = []
     for norm, axis in _NORMS.items():
         for number, some in enumerate(_by(len(STYLES), found)):
-            key = key_of("distance", norm, str(number + 1))
+            key = f"distance-{norm}-{number + 1}"
             figure, linked = _distance_figure(some, norm, axis, key, medians)
             dots = "; each dot is one image" if linked else ""
             caption = f"Successes within a distance, {axis}, in per cent of all successes of each attack{dots}."
@@ -428,7 +440,7 @@ def _distance_figure(
                 gid = f"{key}-{number}"
                 axes.scatter(ascending, share, s=9, color=colour, linewidths=0).set_gid(gid)
                 names = each.successes.select(["image_id", "target", "params_hash"]).to_pylist()
-                linked[gid] = [row_key(each.view.place.name, names[row]) for row in order]
+                linked[gid] = [row_key(each.view.name, names[row]) for row in order]
         axes.set(xlabel=axis, ylabel="successes within (%)", ylim=(-2, 102))
         figure.legend(loc="outside lower left")
     return figure, linked
@@ -452,10 +464,10 @@ def _vulnerable_pixels(each: _Searches, dataset: "Dataset") -> Exhibit | None:
     mean, turned = maps.mean(axis=0), (maps > 0).sum(axis=0)
     records = [
         each.named | {"row": pixel // width, "column": pixel % width, "mean_successes": float(mean[pixel])}
-        | _rate(Rate(int(turned[pixel]), len(maps)), "searches")
+        | _rate(replace(each.rate, hits=int(turned[pixel])), "searches")
         for pixel in range(height * width)
     ]  # fmt: skip
-    key = key_of("vulnerable", each.label)
+    key = f"vulnerable-{each.view.key}"
     most = int(mean.argmax())
     caption = (
         f"{each.label}: how many changes of each pixel reach the goal, the mean of {len(maps)} searches; "
@@ -475,7 +487,7 @@ def _vulnerable_pixels(each: _Searches, dataset: "Dataset") -> Exhibit | None:
         figure = _single_maps(rows, maps[picked].reshape(-1, height, width), dataset)
         drawings.append(Drawing(f"{key}-images", caption, figure))
     status = each.rows["status"].cast(pa.string()).to_pylist()
-    certified, wanted = Rate(status.count(str(Status.CERTIFIED)), len(status)), Rate(len(broken), len(maps))
+    certified, wanted = (replace(each.rate, hits=count) for count in (status.count(str(Status.CERTIFIED)), len(broken)))
     goal = "the target" if each.targeted else "another class"
     finding = (
         f"{each.label}: some change leads to {goal} on {wanted}, and it is certified that none does on {certified}"
@@ -573,8 +585,7 @@ def _small(searches: Sequence[_Searches]) -> list[str]:
 
 
 def _together(searches: Sequence[_Searches]) -> list[str]:
-    """Wilson's interval takes searches for independent."""
-    clustered = [each for each in searches if pc.count_distinct(each.rows["image_id"]).as_py() < len(each.rows)]
-    if not clustered:
+    """How intervals are meant where searches are not independent of one another."""
+    if not any(each.rate.clustered for each in searches):
         return []
-    return ["Searches of one image towards several targets count as independent, so that intervals are too narrow."]
+    return ["Of searches of one image towards several targets, intervals are those of as many images, not searches."]

@@ -43,7 +43,9 @@ _STYLE: Any = {
     "axes.titlecolor": INK, "legend.edgecolor": LINE, "legend.facecolor": GROUND, "grid.color": LINE,
     "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False,
     "font.family": ["DejaVu Sans"], "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
-    "svg.fonttype": "none", "axes.prop_cycle": cycler(color=[BAD, OTHER, GOOD, QUIET, INK]),
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a user's names are no formulas; a log axis, whose labels are, sets its own
+    "axes.prop_cycle": cycler(color=[BAD, OTHER, GOOD, QUIET, INK]),
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ def render_detection(
     data: str = "",
     trainings: Sequence[OverSeeds] = (),
     exhibits: Sequence[Exhibit] = (),
+    command: str = "",
 ) -> str:
     """Renders the page.
 
@@ -31,6 +32,7 @@ def render_detection(
         model, data: what they are called.
         trainings: of the detectors that were trained several times.
         exhibits: shown behind the verdicts, in that order.
+        command: what makes the page, as typed.
 
     Returns:
         HTML that needs no network.
@@ -52,7 +54,8 @@ def render_detection(
         model=model or "classifier",
         data=data,
         trainings=trainings,
-        exhibits=exhibit_views(exhibits),
+        exhibits=exhibit_views(exhibits, command=command),
+        command=command,
     )
 
 

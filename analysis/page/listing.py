@@ -54,7 +54,7 @@ class Listing:
     Attributes:
         rows: each ``[run, *FIELDS, clean, change, adversarial]``; of the last three, numbers on the sheets, those
             that the page has no picture of are None.
-        numbers: of the rows by `row_key`; of rows that share one, the first.
+        numbers: of the rows by `row_key`.
         cards: for each run, the first with pictures.
         sheets: ``image`` and ``change``, none without a picture.
         notes: what is left out, a sentence each.
@@ -89,7 +89,7 @@ class Listing:
         for number, (run, table, places) in enumerate(zip(runs, tables, chosen, strict=True)):
             start = len(rows)
             for row in table.select([*FIELDS, "params_hash"]).to_pylist():
-                numbers.setdefault(row_key(run.place.name, row), len(rows))
+                numbers[row_key(run.name, row)] = len(rows)
                 rows.append([number, *(_short(row[name]) for name in FIELDS), None, None, None])
             for place, sprites in zip(places, pictures.of_run(number), strict=True):
                 rows[start + place][-3:] = sprites

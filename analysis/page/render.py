@@ -72,7 +72,7 @@ def render(
         data=embedded(
             {
                 "runs": [
-                    {"title": title, "name": run.place.name, "again": run.command_of_row}
+                    {"title": title, "name": run.name, "again": run.command_of_row}
                     for run, title in zip(runs, _titles(runs), strict=True)
                 ],
                 "fields": ["run", *FIELDS, "clean", "change", "adversarial"],
@@ -93,9 +93,9 @@ def render(
 
 
 def _titles(runs: Sequence[RunView]) -> list[str]:
-    """What tells the runs apart: their title, with the folder where others have the same."""
+    """What tells the runs apart: their title, with their name where others have the same."""
     seen = Counter(run.title for run in runs)
-    return [run.title if seen[run.title] == 1 else f"{run.title} ({run.place.name})" for run in runs]
+    return [run.title if seen[run.title] == 1 else f"{run.title} ({run.name})" for run in runs]
 
 
 def _count(summary: Summary, status: Status) -> int:

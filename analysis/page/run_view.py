@@ -18,6 +18,8 @@ class RunView:
 
     Attributes:
         place: its folder.
+        name: what it is called, which no other run beside it is.
+        key: likewise, for names of files and drawings: lower case, digits and hyphens.
         attack: the method with its parameters.
         target: as the user gave it, None when untargeted.
         planned: rows in the plan.
@@ -29,6 +31,8 @@ class RunView:
     """
 
     place: Place
+    name: str
+    key: str
     attack: Attack
     target: str | None
     planned: int

@@ -10,12 +10,13 @@ from analysis.transfer import TransferReport
 __all__ = ["render_transfer"]
 
 
-def render_transfer(report: TransferReport, *, exhibits: Sequence[Exhibit] = ()) -> str:
+def render_transfer(report: TransferReport, *, exhibits: Sequence[Exhibit] = (), command: str = "") -> str:
     """Renders the page.
 
     Args:
         report: all that is known.
         exhibits: shown behind the verdicts, in that order.
+        command: what makes the page, as typed.
 
     Returns:
         HTML that needs no network.
@@ -30,5 +31,6 @@ def render_transfer(report: TransferReport, *, exhibits: Sequence[Exhibit] = ())
         names=names,
         surrogates=surrogates,
         sheets={},
-        exhibits=exhibit_views(exhibits),
+        exhibits=exhibit_views(exhibits, command=command),
+        command=command,
     )

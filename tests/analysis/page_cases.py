@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from analysis.exhibits import Drawing, Exhibit, row_key
+from analysis.exhibits import Drawing, Exhibit, key_of, row_key
 from analysis.figures.style import BAD, GOOD, new_figure, styled
 from analysis.page import RunView
 from workers.attacks import FGSM, JSMA, Attack
@@ -22,6 +22,8 @@ def views_on(model: nn.Module, dataset: Dataset, searches: Sequence[tuple[str, A
         views.append(
             RunView(
                 Place("runs") / name,
+                name,
+                key_of(name),
                 attack,
                 None if target is None else str(target),
                 len(table),
@@ -43,7 +45,7 @@ def thousand_rows(model: nn.Module, mnist: Dataset) -> tuple[list[RunView], Data
 def distances_exhibit(views: Sequence[RunView]) -> Exhibit:
     """L2 change against confidence, a mark a row, and the table behind it."""
     names = ["image_id", "target", "params_hash", "success", "l2", "adversarial_confidence"]
-    rows = [(view.place.name, row) for view in views for row in view.table.select(names).to_pylist()]
+    rows = [(view.name, row) for view in views for row in view.table.select(names).to_pylist()]
     with styled():
         figure, keys = new_figure(), {}
         axes = figure.add_subplot()

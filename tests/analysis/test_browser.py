@@ -343,7 +343,9 @@ def test_what_users_name_stays_text_and_what_failed_says_why(open_page: Open, tm
         split="all", seed=0, worker="<img src=x onerror=alert(1)>", shape=(3, 7, 6), reason=f"{NASTY}<b>died</b>",
     )  # fmt: skip
     attack = FGSM(epsilon=0.1)
-    failed = RunView(Place("runs/<i>failed"), attack, None, 3, broken.to_table(), command_of_row=NASTY)
+    failed = RunView(
+        Place("runs/<i>failed"), "<i>failed", "failed", attack, None, 3, broken.to_table(), command_of_row=NASTY
+    )
     file = tmp_path / "page.html"
     file.write_text(a_page(views=[failed, failed], findings=[NASTY], command=NASTY)[0])
     page = open_page(file=file)

@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from analysis.comparison import compare
-from analysis.detection import DetectorReport, Kind
-from analysis.exhibits import Exhibit, key_of, row_key, write_exhibits
+from analysis.detection import AttackRows, DetectorReport, Kind
+from analysis.exhibits import Exhibit, key_of, keys_of, row_key, write_exhibits
 from analysis.figures.comparison import comparison_exhibits
 from analysis.figures.detection import detection_exhibits
 from analysis.figures.heat import heat_map
 from analysis.figures.robustness import robustness_exhibits
-from analysis.figures.runs import run_exhibits
+from analysis.figures.runs import _extremes, run_exhibits
 from analysis.figures.style import CLASSES, COLOURS, STYLES, WIDTH, svg
 from analysis.figures.transfer import transfer_exhibits
+from analysis.page.listing import Listing
 from analysis.page.render import RunView
 from analysis.statistics import Rate
 from tests.analysis.detector_cases import rows as attack_rows
@@ -58,7 +60,7 @@ def view(subject: tuple[Any, Dataset, int], attack: Attack, name: str, target: s
     if target == "all":
         table = table.set_column(0, table.schema.field(0), pa.array(np.repeat(np.arange(COUNT), classes)))
     beside = by_products_table(found)
-    return RunView(Place.of(f"/runs/{name}"), attack, target, len(table), table, (), beside)
+    return RunView(Place.of(f"/runs/{name}"), name, key_of(name), attack, target, len(table), table, (), beside)
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +90,9 @@ def ended(run: RunView) -> list[dict[str, Any]]:
     return [row for row in run.table.to_pylist() if row["status"] in ENDED]
 
 
-def check(record: dict[str, Any], hits: int, of: int) -> None:
+def check(record: dict[str, Any], hits: int, of: int, images: int | None = None) -> None:
     assert (record["successes"], record["searches"]) == (hits, of)
-    assert (record["low"], record["high"]) == Rate(hits, of).interval
+    assert (record["low"], record["high"]) == Rate(hits, of, images).interval
     assert record["rate"] == hits / of
 
 
@@ -115,24 +117,26 @@ def test_label_to_prediction(exhibits: dict[str, Exhibit], runs: list[RunView]) 
     for run in runs[1:]:
         rows = ended(run)
         for record in found:
-            if (record["run"], record["attack"]) != (run.place.name, run.attack.title):
+            if (record["run"], record["attack"]) != (run.name, run.attack.title):
                 continue
             of = [row for row in rows if row["label"] == record["label"]]
             won = [row for row in of if row["success"] and row["adversarial_prediction"] == record["prediction"]]
             check(record, len(won), len(of))
-            key = (run.place.name, run.attack.title)
+            key = (run.name, run.attack.title)
             seen[key] = seen.get(key, 0) + len(won)
-        assert seen.get((run.place.name, run.attack.title), 0) == sum(row["success"] for row in rows)
+        assert seen.get((run.name, run.attack.title), 0) == sum(row["success"] for row in rows)
     assert sum(seen.values()) == sum(record["successes"] for record in found) > 0
 
 
 def test_success_by_queries_and_by_budget(exhibits: dict[str, Exhibit], runs: list[RunView]) -> None:
-    by_title = {(run.place.name, run.attack.title): ended(run) for run in runs}
+    by_title = {(run.name, run.attack.title): ended(run) for run in runs}
     curves = records(exhibits["queries"])
     assert {(record["run"], record["attack"]) for record in curves} == by_title.keys()
     for record in curves:
         rows = by_title[record["run"], record["attack"]]
-        check(record, sum(row["success"] and row["queries"] <= record["queries"] for row in rows), len(rows))
+        images = len({row["image_id"] for row in rows})
+        assert images < len(rows) or record["run"] != "towards"
+        check(record, sum(row["success"] and row["queries"] <= record["queries"] for row in rows), len(rows), images)
     last = {(record["run"], record["attack"]): record for record in curves}
     for key, record in last.items():
         assert record["queries"] == max(row["queries"] for row in by_title[key])
@@ -148,14 +152,14 @@ def test_success_by_queries_and_by_budget(exhibits: dict[str, Exhibit], runs: li
 
 
 def test_distances_and_the_rows_that_dots_stand_for(exhibits: dict[str, Exhibit], runs: list[RunView]) -> None:
-    by_title = {(run.place.name, run.attack.title): ended(run) for run in runs}
+    by_title = {(run.name, run.attack.title): ended(run) for run in runs}
     for record in records(exhibits["distances"]):
         won = [row for row in by_title[record["run"], record["attack"]] if row["success"]]
         values = sorted(row[record["norm"]] for row in won)
         assert record["successes"] == len(values)
         assert record["median"] == pytest.approx(np.median(values))
         assert record["median_low"] <= record["median"] <= record["median_high"]
-    keyed = {row_key(run.place.name, row): row for run in runs for row in ended(run)}
+    keyed = {row_key(run.name, row): row for run in runs for row in ended(run)}
     for drawing in exhibits["distances"].drawings:
         assert len(drawing.rows) == sum(any(row["success"] for row in ended(run)) for run in (*runs[:2], *runs[4:]))
         for gid, keys in drawing.rows.items():
@@ -177,7 +181,7 @@ def test_vulnerable_pixels(
     assert exact.by_products is not None
     beside = {row["image_id"]: row for row in exact.by_products.to_pylist()}
     maps = [np.reshape(beside[row["image_id"]]["map"], (height, width)) for row in ended(exact)]
-    exhibit = exhibits["vulnerable-one-pixel-exact"]
+    exhibit = exhibits["vulnerable-exact"]
     found = records(exhibit)
     assert [(record["row"], record["column"]) for record in found] == list(np.ndindex(height, width))
     for record in found:
@@ -220,15 +224,43 @@ def test_figures_name_their_axes_and_keep_to_the_palette(exhibits: dict[str, Exh
         "queries": ("queries allowed an image", "success (% of searches)", "random-pixels --pixels 6", "jsma → all"),
         "budget": ("pixels that may change, k", "success (% of searches)"),
         "distance-l2": ("L2 (pixels in 0 to 1)", "successes within (%)"),
-        "vulnerable-one-pixel-exact-mean": ("row", "column", "changes that reach the goal, mean"),
-        "vulnerable-one-pixel-exact-images": ("image ",),
+        "vulnerable-exact-mean": ("row", "column", "changes that reach the goal, mean"),
+        "vulnerable-exact-images": ("image ",),
     }.items():
         matching = [key for key in pictures if key.startswith(start)]
         assert matching
         for label in labels:
             assert f">{label}" in pictures[matching[0]]
     written = write_exhibits(list(exhibits.values()), tmp_path / "figures")
-    assert {path.name for path in written} == {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {path.name for path in written} | {"exhibits.json"} == {
+        path.name for path in (tmp_path / "figures").iterdir()
+    }
+
+
+def test_a_folder_of_exhibits_is_kept_as_the_last_call_left_it(tmp_path: Path) -> None:
+    def exhibit(key: str, value: int) -> Exhibit:
+        return Exhibit(key, "numbers", "none.", table=pa.table({"value": [value]}))
+
+    def states() -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in tmp_path.iterdir()}  # writing makes another file
+
+    for name in ("mine.csv", "second.txt"):
+        (tmp_path / name).write_text("a user's")
+    write_exhibits([exhibit("first", 1), exhibit("second", 2)], tmp_path)
+    before = states()
+    write_exhibits([exhibit("first", 1), exhibit("second", 2)], tmp_path)
+    assert states() == before
+    write_exhibits([exhibit("first", 1), exhibit("third", 3)], tmp_path)
+    after = states()
+    assert after.keys() == {
+        "mine.csv", "second.txt", "exhibits.json", "first.csv", "first.parquet", "third.csv", "third.parquet"
+    }  # fmt: skip
+    assert {name for name in before.keys() & after.keys() if before[name] != after[name]} == {"exhibits.json"}
+    (tmp_path / "exhibits.json").write_text('{"files": ["mine.csv/", "../mine.csv", 5]}')
+    write_exhibits([exhibit("first", 4)], tmp_path)
+    assert (tmp_path / "third.csv").exists()  # not known to be one of these any more
+    assert pq.read_table(tmp_path / "first.parquet")["value"].to_pylist() == [4]
+    assert (tmp_path / "mine.csv").read_text() == "a user's"
 
 
 def test_nothing_from_no_data(runs: list[RunView], subject: tuple[Any, Dataset, int]) -> None:
@@ -244,11 +276,30 @@ def test_nothing_from_no_data(runs: list[RunView], subject: tuple[Any, Dataset, 
 
 
 def test_runs_called_alike_are_told_apart(runs: list[RunView], subject: tuple[Any, Dataset, int]) -> None:
-    twin = replace(runs[1], place=Place.of("/runs/twin"))
+    twin = replace(runs[1], place=Place.of("/runs/twin"), name="twin", key="twin")
     found = {one.key: one for one in run_exhibits([runs[1], twin], subject[1])}
     assert f"{runs[1].attack.title} (ball)" in found["queries"].finding
     assert f"{runs[1].attack.title} (twin)" in found["queries"].finding
     drawn(list(found.values()))
+
+
+def test_every_run_twice_has_its_own_drawings_and_rows(runs: list[RunView], subject: tuple[Any, Dataset, int]) -> None:
+    """The same searches again, in folders of the same names elsewhere; names that would be formulas."""
+    again = [
+        replace(run, place=Place.of(f"/a$\\frac$b/{run.name}"), name=f"a$\\frac$b/{run.name}", key=f"b-{run.key}")
+        for run in runs
+    ]
+    found = run_exhibits([*runs, *again], subject[1])
+    pictures = drawn(found)  # whose keys all differ
+    assert len({exhibit.key for exhibit in found}) == len(found)
+    assert r"a$\frac$b/ball" in pictures["queries-2"]
+    numbers = Listing.of([*runs, *again], subject[1]).numbers
+    assert len(numbers) == 2 * sum(len(run.table) for run in runs)
+    for exhibit in found:
+        for drawing in exhibit.drawings:
+            for keys in drawing.rows.values():
+                assert len({key.rpartition("/")[0].rsplit("/", 2)[0] for key in keys}) == 1  # one run's
+                assert numbers.keys() >= set(keys)
 
 
 def test_transfer_matrices_are_the_cells() -> None:
@@ -301,7 +352,7 @@ def test_detector_figures() -> None:
         f"{of}-scores": ("score", "clean", "joint-0", " 5% ", " 1% "),
         f"{of}-roc-naive": ("clean images flagged (%)", "successes flagged (%)", "cw: AUROC "),
         f"{of}-fooled-adaptive-1": (
-            "classifier's margin of a wrong class (logits; fooled above 0)",
+            "margin of the classifier alone (logits; wrong above 0)",
             "detector's score",
         ),
         "false-alarms": ("clean test images flagged (%)", "vae &lt;kl&gt;"),
@@ -334,6 +385,36 @@ def test_detector_figures() -> None:
         assert cell.success.interval == (record["success_low"], record["success_high"])
         assert cell.auroc is not None
         assert (record["auroc"], record["auroc_low"], record["auroc_high"]) == (cell.auroc.value, *cell.auroc.interval)
+
+
+def test_what_a_margin_is_of() -> None:
+    report = a_detector_report()
+
+    def captions(attacks: Sequence[AttackRows]) -> list[str]:
+        (exhibit, *_) = detection_exhibits([replace(report, attacks=tuple(attacks))])
+        return [one.caption for one in exhibit.drawings if "-fooled-" in one.key]
+
+    plain = captions(report.attacks)
+    assert plain
+    assert all("margin of the classifier alone" in caption for caption in plain)
+    assert not any("repairs" in caption or "target" in caption for caption in plain)
+    towards = captions([replace(one, targeted=True) for one in report.attacks])
+    assert all("another class than the label, be that the target or not" in caption for caption in towards)
+    repaired = captions([replace(one, bare_prediction=one.prediction) for one in report.attacks])
+    assert all(caption.endswith("the guarded model may answer otherwise.") for caption in repaired)
+
+
+def test_the_pair_of_classes_that_is_named() -> None:
+    totals = np.array([[0, 20, 20], [20, 0, 20], [9, 12, 0]])
+    hits = np.array([[0, 20, 15], [20, 0, 3], [0, 12, 0]])
+    said = _extremes(hits, totals)  # 2 → 0 has too few searches to be the least
+    assert said == (
+        f", most often in 3 of 5 pairs of classes, each 100.0% of 12 to 20 searches, least often 1 → 2: {Rate(3, 20)}"
+    )
+    hits[1, 0], hits[2, 1] = 19, 11
+    assert _extremes(hits, totals) == f", most often 0 → 1: {Rate(20, 20)}, least often 1 → 2: {Rate(3, 20)}"
+    assert _extremes(totals, totals) == ""
+    assert _extremes(hits // 20, totals // 20) == ""
 
 
 def test_a_detector_without_scores_or_attacks_gives_what_it_can() -> None:
@@ -388,3 +469,4 @@ def test_many_classes_fit_without_numbers() -> None:
 def test_keys_of_any_name() -> None:
     assert key_of("ROC", "vae-kl,code_size=8", "→ 6") == "roc-vae-kl-code-size-8-6"
     assert key_of("→") == "x"
+    assert keys_of(["R_1", "r-1", "x", "→", "r-1-2", "R 1"]) == ["r-1", "r-1-2", "x", "x-2", "r-1-2-2", "r-1-3"]

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from analysis.exhibits import row_key
+from analysis.exhibits import key_of, row_key
 from analysis.page import RunView, render
 from analysis.page.listing import FIELDS, Listing, fair_shares
 from analysis.page.sprites import CHANGES, Sheet, change_picture, picture, reduced
@@ -46,7 +46,20 @@ def a_page(*, views: Sequence[RunView] = (), **more: Any) -> tuple[str, Dataset,
         table = attack(model, images, labels, targets=target).to_table()
         place = Place("runs") / f"{attack.NAME}</script><b>'\""
         goal = None if target is None else "2"
-        views.append(RunView(place, attack, goal, 30, table, ["<i>slow"], command=NASTY, command_of_row=NASTY))
+        views.append(
+            RunView(
+                place,
+                place.name,
+                key_of(place.name),
+                attack,
+                goal,
+                30,
+                table,
+                ["<i>slow"],
+                command=NASTY,
+                command_of_row=NASTY,
+            )
+        )
     return render(views, recipe, dataset, predictions(model, images) == labels, **more), dataset, views
 
 
@@ -81,12 +94,12 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given() -> None:
     findings = ["<script>alert(2)</script>", 'a < b & "c"']
     html, dataset, views = a_page(findings=findings, command=NASTY)
     page = Seen(html)
-    for given in (Path(dataset.name).name, *findings, NASTY, views[0].place.name, "<i>slow"):
+    for given in (Path(dataset.name).name, *findings, NASTY, views[0].name, "<i>slow"):
         assert given in page.text, given
     kinds = [attributes.get("type") for tag, attributes in page.tags if tag == "script"]
     assert kinds == ["application/json", None, None, None]
     data = json.loads(page.scripts[0])
-    assert data["runs"][0]["name"] == views[0].place.name
+    assert data["runs"][0]["name"] == views[0].name
     assert data["runs"][0]["again"] == NASTY
     assert "alert" not in page.scripts[0]
     for tag, attributes in page.tags:
@@ -119,7 +132,7 @@ def test_every_row_is_listed_with_its_key() -> None:
             assert shown[name] == row[name]
         assert shown["l2"] == pytest.approx(row["l2"], rel=1e-5)
     listing = Listing.of(views, dataset)
-    assert [listing.numbers[row_key(views[run].place.name, row)] for run, row in truth] == list(range(60))
+    assert [listing.numbers[row_key(views[run].name, row)] for run, row in truth] == list(range(60))
 
 
 def test_what_a_page_cannot_hold_is_dealt_out_fairly_and_said() -> None:
@@ -178,7 +191,7 @@ def test_pictures_never_outgrow_the_page() -> None:
     }  # fmt: skip
     flat = pa.FixedSizeListArray.from_arrays(pa.array(images[::-1].reshape(-1)), images[0].size)
     table = pa.table(columns | {"adversarial": flat, "shape": [[3, 600, 300]] * 40})
-    listing = Listing.of([RunView(Place("runs/noise"), FGSM(epsilon=0.1), None, 40, table)], dataset)
+    listing = Listing.of([RunView(Place("runs/noise"), "noise", "noise", FGSM(epsilon=0.1), None, 40, table)], dataset)
     assert sum(len(sheet.uri) for sheet in listing.sheets.values()) < 14_000_000
     assert listing.sheets["image"].height * 3 == 600
     assert "a 3th" not in listing.notes[0]

@@ -15,9 +15,11 @@ import pytest
 import torch
 
 from cluster.store import RunFolder
+from jobs import detect
 from jobs.detect import verdict_of
 from jobs.guard import Named, score, split_images
 from jobs.main import main
+from tests.jobs.test_typed import require_made_by
 from workers.detectors.guarded import Guarded
 from workers.errors import WrongInput
 from workers.models.loading import read_model
@@ -160,7 +162,8 @@ def test_controls_and_odd_scores(judged: Path) -> None:
     assert any("a stand-in that explains" in reason for reason in rounded["reasons"])
 
 
-def test_page_and_verdict_are_told(judged: Path) -> None:
+def test_page_and_verdict_are_told(judged: Path, model: Path) -> None:
+    require_made_by(judged / "page.html", detect.app, command(model, judged, *DETECTORS))
     page, told = (judged / "page.html").read_text(), (judged.parent / "told.txt").read_text()
     for name, report in reports(judged).items():
         assert name in page

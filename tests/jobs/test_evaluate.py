@@ -19,10 +19,12 @@ import pytest
 import torch
 
 from cluster.store import Plan, RunFolder
+from jobs import evaluate
 from jobs.launch import Selection, resolve
 from jobs.main import main
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import Stage, Threat, fitting
+from tests.jobs.test_typed import require_made_by
 from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
 from workers.models.loading import read_model
@@ -79,6 +81,9 @@ def calm(kept_ray: Path, mnist_folder: Path, tmp_path_factory: pytest.TempPathFa
 
 
 def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    require_made_by(
+        calm / "page.html", evaluate.app, command(mnist_folder, calm, "--epsilon", "0.2", "--shard-size", "10")
+    )
     found, rows = verdict(calm), images(calm)
     assert found["verdict"] == "none asked"
     assert found["threat"] == {"norm": "linf", "epsilon": 0.2}

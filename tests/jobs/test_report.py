@@ -38,6 +38,8 @@ def recorded(attacks: tuple[Attack, ...], **frozen: Any) -> RecordedRun:
             tuple(attack.params_hash for attack in attacks),
             3,
         ),
+        "one",
+        "one",
     )
 
 
@@ -85,7 +87,7 @@ def test_the_page_and_its_files(mnist_folder: Path, tmp_path: Path) -> None:
     shown = re.sub("</?span[^>]*>", "", html)
     assert shlex.join(["brittle", *given[:-2]]) in shown
     assert 'id="exhibit-' in html
-    assert {path.suffix for path in files.iterdir()} == {".png", ".svg", ".parquet", ".csv"}
+    assert {path.suffix for path in files.iterdir()} == {".png", ".svg", ".parquet", ".csv", ".json"}
 
     tables = {name: pq.read_table(tmp_path / name / "parts") for name in runs}
     rows = pq.read_table(files / "rows.parquet")
@@ -112,6 +114,41 @@ def test_the_page_and_its_files(mnist_folder: Path, tmp_path: Path) -> None:
             r for r in tables[name].drop_columns(["seconds", "worker"]).to_pylist() if r["image_id"] == row["image_id"]
         ]
         assert sorted(made, key=lambda r: r["params_hash"]) == sorted(first, key=lambda r: r["params_hash"])
+
+
+def test_runs_of_one_name(
+    mnist_folder: Path,
+    tmp_path: Path,
+    kept_ray: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each mark of a figure is a row of the run that it was drawn from, whatever the folders are called."""
+    given = {"a/x": "0.1", "b/x": "0.2", r"a$\frac$b/R_1": "0.3", r"a$\frac$b/r-1": "0.3"}
+    common = ["--model", str(mnist_folder), "--data", "mnist", "--limit", "12", "--correct"]
+    for folder, epsilon in given.items():
+        out = tmp_path / folder
+        assert main(["attack", "fgsm", *common, "--epsilon", epsilon, "--out", str(out)]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", *given, "--files", "files"]) == 0
+    html = Path("page.html").read_text()
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html)
+    assert found
+    data = json.loads(found[1])
+    assert [run["name"] for run in data["runs"]] == ["a/x", "b/x", "R_1", "r-1"]
+    rows = [dict(zip(data["fields"], row, strict=True)) for row in data["rows"]]
+    drawing = html.split('data-key="distance-l2-1"')[1].split("</figure>")[0]
+    for number in range(4):
+        group = drawing.split(f'id="distance-l2-1--distance-l2-1-{number}"')[1].split(f'-1-{number + 1}"')[0]
+        marks = [rows[int(row)] for row in re.findall(r'data-row="(\d+)"', group)]
+        assert {mark["run"] for mark in marks} == {number}
+        assert len(marks) == sum(row["run"] == number and row["status"] == "success" for row in rows) > 0
+    names = {path.name for path in Path("files").iterdir()}
+    assert {f"label-prediction-{key}.svg" for key in ("a-x", "b-x", "r-1", "r-1-2")} <= names
+    assert pq.read_table("files/rows.parquet")["run"].unique().to_pylist() == ["a/x", "b/x", "R_1", "r-1"]
+    capsys.readouterr()
+    assert main(["report", "a/x", str(tmp_path / "b/../a/x")]) == 2
+    assert "is given twice" in capsys.readouterr().err
 
 
 def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,10 @@ import torch
 
 from analysis.replay import stored_images
 from cluster.store import RunFolder
+from jobs import transfer
 from jobs.main import main
 from jobs.transfer import KINDS, Threat, twice
+from tests.jobs.test_typed import require_made_by
 from workers.models.loading import read_model
 from workers.places import Place
 from workers.results import distances
@@ -163,6 +165,7 @@ def test_page_table_and_terminal(done: Path, models: list[Path], capsys: pytest.
         (c["source"], c["victim"], c["attack"], c["value"]) for c in verdict(done)["cells"]
     ]
     assert "://" not in page.replace('="http://www.w3.org/', "")  # names of namespaces
+    require_made_by(done / "page.html", transfer.app, command(models, done, "--surrogates", SURROGATES))
     assert all(f"<td>{one['what']}</td>" in page for one in verdict(done)["surrogates"])
     assert main(command(models, done, "--surrogates", SURROGATES, "--require", "holds")) == 1
     told = capsys.readouterr().out

@@ -592,6 +592,8 @@ CASES = {
     f"{RUN} --workers 0": "--workers",
     "run --data minst --out out": "minst",
     "run --data good.npz --out out": "--data",
+    "run --full --detector nonsense --data digits --out out": "unknown detector nonsense",
+    "run --detector magnet --data digits --out out": "with --full only",
     "run --data empty --out out": "holds none of",
     "run --data digits --out a-file": "--out a-file",
     "run --data digits --out a-file/experiment": "--out a-file/experiment",

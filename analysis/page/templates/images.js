@@ -228,7 +228,7 @@
     const run = runs[row[0]];
     if (!run.again) return "";
     const target = row[at.target] === null ? "" : ` --target ${row[at.target]}`;
-    return `${run.again} --ids ${row[at.image_id]}${target} --out ${quoted(`${run.name}-${row[at.image_id]}`)}`;
+    return `${run.again} --ids ${row[at.image_id]}${target} --out ${quoted(`${run.name.replaceAll("/", "-")}-${row[at.image_id]}`)}`;
   };
   const show = (place) => {
     current = place;

@@ -1,0 +1,42 @@
+"""Commands as they are typed."""
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+__all__ = ["changed", "command", "flags"]
+
+
+def command(name: str, *words: str) -> str:
+    """``brittle NAME`` with words behind it, quoted for a shell."""
+    return shlex.join(["brittle", name, *words])
+
+
+def changed(*options: BaseModel) -> list[str]:
+    """The words that give options of a command the values they have; those at their defaults need none."""
+    return [word for each in options for word in flags(each.model_dump(exclude_defaults=True))]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def flags(values: Mapping[str, Any], flag_of: Callable[[str], str] = _flag) -> list[str]:
+    """The words that give parameters their values; None and empty text, which cannot be typed, are left out.
+
+    Args:
+        values: by name; of a list each value is a word.
+        flag_of: what a parameter's flag is called.
+    """
+    words: list[str] = []
+    for name, value in values.items():
+        flag = flag_of(name)
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, Iterable) and not isinstance(value, str):
+            words += [flag, *map(str, value)]
+        elif value not in (None, ""):
+            words += [flag, str(value)]
+    return words
