@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 pytestmark = pytest.mark.usefixtures("s3", "kept_ray")  # in this order: the workers are started with the way to S3
 
-FLAGS = ("--correct", "--limit", "60", "--target", "6", "--shard-size", "3", "--workers", "1")
+FLAGS = ("--correct", "--limit", "120", "--target", "6", "--shard-size", "3", "--workers", "1")
 
 
 def attack(model: Path, out: str, steps: int = 150) -> list[str]:
@@ -66,7 +66,7 @@ def test_a_run_on_s3_killed_resumed_and_merged(
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
     left = len((Place.of(out) / "parts").names())
-    assert 2 <= left < 20
+    assert 2 <= left < 40
     assert main(["status", out]) == 0
     assert "stopped, resumable, " in capsys.readouterr().out
     assert main(["compact", out]) == 0
@@ -75,11 +75,11 @@ def test_a_run_on_s3_killed_resumed_and_merged(
     assert f"results in {out}; check them with: brittle verify {out}" in capsys.readouterr().out
     assert main(["compact", out]) == 0
     assert Place.of(out).names() == ["parts", "plan.parquet", "run.json"]
-    assert (Place.of(out) / "parts").names() == ["part-000000-000019.parquet"]
+    assert (Place.of(out) / "parts").names() == ["part-000000-000039.parquet"]
     assert main(["verify", out]) == 0
-    assert "all 60 rows agree" in capsys.readouterr().out
+    assert "all 120 rows agree" in capsys.readouterr().out
     assert main(["status", out]) == 0
-    assert "complete, 60 of 60 rows, 20 of 20 shards" in capsys.readouterr().out
+    assert "complete, 120 of 120 rows, 40 of 40 shards" in capsys.readouterr().out
     assert main(["report", out, "--out", str(tmp_path / "page.html")]) == 0
     calm = str(tmp_path / "calm")
     assert main(attack(mnist_folder, calm)) == 0
@@ -141,4 +141,4 @@ def test_a_disk_that_fills_up_in_the_middle(
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert main(command) == 0
     assert main(["verify", str(small_disk / "run")]) == 0
-    assert "all 60 rows agree" in capsys.readouterr().out
+    assert "all 120 rows agree" in capsys.readouterr().out
