@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from scipy.stats import bootstrap
 
 from analysis.statistics import Rate
-from workers.results import SEARCHED
+from analysis.summary import searched_rows
 
 __all__ = ["Difference", "paired_difference", "paired_rows", "success_by_queries"]
 
@@ -120,7 +120,7 @@ def _keys(rows: pa.Table) -> list[tuple[int, int]]:
 
 
 def _searched(rows: pa.Table) -> pa.Table:
-    searched = rows.filter(pc.is_in(rows["status"].cast(pa.string()), pa.array(map(str, SEARCHED))))
+    searched = searched_rows(rows)
     if len(searched.group_by(["image_id", "target"]).aggregate([])) < len(searched):
         raise ValueError("the rows must be of one search: an image and target comes more than once")
     return searched

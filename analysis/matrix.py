@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from workers.results import SEARCHED
+from analysis.summary import searched_rows
 
 __all__ = ["SourceTargetMatrix", "source_target_matrix"]
 
@@ -44,8 +44,7 @@ def source_target_matrix(table: pa.Table, classes: int | None = None) -> SourceT
     Raises:
         ValueError: where a row names a class that is not below K.
     """
-    ended = pa.array(map(str, SEARCHED))
-    rows = table.filter(pc.and_(pc.is_in(table["status"].cast(pa.string()), ended), pc.is_valid(table["target"])))
+    rows = searched_rows(table.filter(pc.is_valid(table["target"])))
     source, target = rows["label"].to_numpy(), rows["target"].to_numpy()
     named = int(max(source.max(), target.max())) + 1 if len(rows) else 0
     if classes is None:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from analysis.exhibits import row_key
 from analysis.replay import stored_images
+from analysis.summary import searched_rows
 from workers.images import Dataset
-from workers.results import SEARCHED
 
 __all__ = ["Pairs"]
 
@@ -60,8 +59,7 @@ class Pairs:
             limit: images at most.
             seed: of the draw.
         """
-        ended = pc.is_in(table["status"].cast(pa.string()), pa.array([str(status) for status in SEARCHED]))
-        rows = table.filter(ended)
+        rows = searched_rows(table)
         if not len(rows):
             return cls._of(run, title, rows, np.empty(0, dtype=np.int64), dataset, 0)
         order = np.random.default_rng(seed).permutation(len(rows))

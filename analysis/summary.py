@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from analysis.statistics import Rate
 from workers.results import SEARCHED, Status
 
-__all__ = ["SUMMARISED", "Summary", "summarise"]
+__all__ = ["SUMMARISED", "Summary", "searched_rows", "summarise"]
 
 SUMMARISED = ("image_id", "status", "success", "l0", "l2", "linf", "queries", "seconds", "error")
 """The columns that a summary needs."""
@@ -40,12 +40,17 @@ class Summary:
     first_error: str | None
 
 
+def searched_rows(table: pa.Table) -> pa.Table:
+    """Those rows of a run whose search came to an end."""
+    return table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(map(str, SEARCHED))))
+
+
 def summarise(table: pa.Table) -> Summary:
     """Summarises the rows of one run at one budget; of their columns it reads `SUMMARISED`."""
     status = table["status"]
     counts = {Status(row["values"]): row["counts"] for row in pc.value_counts(status).to_pylist()}
     distances = table.select(["l0", "l2", "linf"]).filter(table["success"])
-    searched = table.filter(pc.is_in(status, pa.array(map(str, SEARCHED))))
+    searched = searched_rows(table)
     broken: list[dict[str, Any]] = []
     if Status.FAILED in counts:
         row = pc.index(status.cast(pa.string()), str(Status.FAILED)).as_py()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -17,7 +16,8 @@ from analysis.exhibits import Drawing, Exhibit, row_key
 from analysis.figures.heat import heat_map
 from analysis.figures.style import BAD, CLASSES, STYLES, WIDTH, new_figure, styled
 from analysis.statistics import Rate, median
-from workers.results import SEARCHED, Status
+from analysis.summary import searched_rows
+from workers.results import Status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,8 +55,7 @@ class _Searches:
 
     @classmethod
     def of(cls, view: "RunView", label: str) -> "_Searches":
-        ended = pc.is_in(view.table["status"].cast(pa.string()), pa.array(map(str, SEARCHED)))
-        return cls(view, label, view.table.filter(ended))
+        return cls(view, label, searched_rows(view.table))
 
     @cached_property
     def successes(self) -> pa.Table:
