@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.examples import examples
 from jobs.progress import Parts, progress, say
 from jobs.recorded import RecordedRun, open_runs, require_one_subject
+from jobs.report import run_views, write_page
 from jobs.subject import Subject, load_training
 from jobs.typed import changed
 from jobs.typed import command as typed
@@ -80,7 +81,6 @@ def analyze(
         out: Folder for figures, tables, the page and what is kept for the next start.
     """
     from analysis.exhibits import write_exhibits
-    from jobs.report import write_page
 
     options, parts = options or AnalysisOptions(), Parts()
     if out.exists() and not out.is_dir():
@@ -154,11 +154,9 @@ def _pairs(runs: Sequence[RecordedRun], dataset: Dataset, options: AnalysisOptio
 
     found: dict[str, Pairs] = {}
     for run in runs:
-        (attack, table), target = run.tables()[-1], run.plan.frozen["target"]
-        title = attack.title + (f" → {target}" if target is not None else ", untargeted")
-        if len(runs) > 1:
-            title += f" ({run.name})"
-        one = Pairs.drawn(run.name, title, table, dataset, limit=options.limit, seed=options.seed)
+        view = run_views([run])[-1]
+        title = f"{view.title} ({run.name})" if len(runs) > 1 else view.title
+        one = Pairs.drawn(run.name, title, view.table, dataset, limit=options.limit, seed=options.seed)
         if not len(one):
             say(f"{run.folder.place}: no image was searched and changed; it is left out")
             continue

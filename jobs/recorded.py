@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ _RECORDED = {"model", "weights", "mean", "std", "data"}
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """A run's folder and plan; its attack, subject and rows are read when asked for.
+    """A run's folder and plan; its attack, subject and rows are read when asked for, the rows once.
 
     Attributes:
         name: what it is called, which no run that was opened with it is: its folder's name, or its path's end.
@@ -56,6 +57,7 @@ class RecordedRun:
         frozen = str(self.plan.frozen[what])
         return str(self.plan.recorded.get("given", frozen)) if what == "model" else frozen
 
+    @cached_property
     def tables(self) -> "list[tuple[Attack, pa.Table]]":
         """The rows that are done, for each budget, images included.
 
@@ -64,6 +66,7 @@ class RecordedRun:
         """
         return list(zip(self.attacks, self.folder.tables(self.plan), strict=True))
 
+    @cached_property
     def by_products(self) -> "list[pa.Table | None]":
         """For each budget what the attack left beside the rows, by the same key; None where it leaves nothing."""
         import pyarrow as pa

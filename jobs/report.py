@@ -26,7 +26,7 @@ from workers.results import Status
 
 if TYPE_CHECKING:
     from analysis.exhibits import Exhibit
-    from analysis.page import RunView
+    from analysis.run_view import RunView
 
 __all__ = ["app", "run_views", "write_files", "write_page"]
 
@@ -64,7 +64,7 @@ def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = Fa
     write_page(recorded, subject, out, command=command, findings=_findings(views), exhibits=exhibits)
     print(f"page in {out}")
     if files is not None:
-        write_files(recorded, exhibits, files)
+        write_files(views, exhibits, files)
         print(f"figures and tables in {files}")
     if open:
         webbrowser.open(out.resolve().as_uri())
@@ -121,24 +121,21 @@ def write_page(
         raise WrongInput(f"--out {out}: {error.strerror}") from None
 
 
-def write_files(runs: Sequence[RecordedRun], exhibits: "Sequence[Exhibit]", folder: Path) -> None:
+def write_files(views: "Sequence[RunView]", exhibits: "Sequence[Exhibit]", folder: Path) -> None:
     """Writes exhibits, and the rows of runs without their images, as ``rows.parquet`` and ``rows.csv``.
 
     Raises:
-        WrongInput: when a run has no rows, or a file cannot be written.
+        WrongInput: when a file cannot be written.
     """
     import pyarrow as pa
 
     from analysis.exhibits import Exhibit, write_exhibits
 
     tables = []
-    for run in runs:
-        for _, table in run.tables():
-            named = pa.array([run.name] * len(table))
-            rows = table.drop_columns(["adversarial", "shape"]).add_column(0, "run", named)
-            tables.append(
-                rows.set_column(rows.column_names.index("status"), "status", rows["status"].cast(pa.string()))
-            )
+    for view in views:
+        named = pa.array([view.name] * len(view.table))
+        rows = view.table.drop_columns(["adversarial", "shape"]).add_column(0, "run", named)
+        tables.append(rows.set_column(rows.column_names.index("status"), "status", rows["status"].cast(pa.string())))
     rows = Exhibit("rows", "All rows", "", table=pa.concat_tables(tables))
     try:
         write_exhibits([*exhibits, rows], folder)
@@ -152,7 +149,7 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
     Raises:
         WrongInput: when one has no rows.
     """
-    from analysis.page import RunView
+    from analysis.run_view import RunView
 
     return [
         RunView(
@@ -169,7 +166,7 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
             command_of_row=_command_of_row(run),
         )
         for run in runs
-        for (attack, table), beside in zip(run.tables(), run.by_products(), strict=True)
+        for (attack, table), beside in zip(run.tables, run.by_products, strict=True)
     ]
 
 

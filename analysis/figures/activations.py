@@ -11,6 +11,7 @@ from analysis.activations import GROUPS, Changes, Growth, growths
 from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
+from analysis.sprites import picture
 from analysis.statistics import Estimate, by_image, percent
 
 if TYPE_CHECKING:
@@ -288,8 +289,6 @@ def map_of_changes_exhibit(runs: Sequence[Pictured]) -> Exhibit:
 
 
 def _grid(run: Pictured) -> "Figure":
-    from analysis.page.sprites import picture
-
     names, count = list(run.maps), len(run.rows)
     columns = 1 + len(names)
     with styled():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from analysis.page.render import RunView
+    from analysis.run_view import RunView
     from workers.images import Dataset
 
 __all__ = ["run_exhibits"]

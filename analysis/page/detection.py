@@ -8,7 +8,7 @@ from analysis.detection import DetectorReport, Example, OverSeeds
 from analysis.exhibits import Exhibit
 from analysis.page.environment import render_page, script, templates
 from analysis.page.exhibits import exhibit_views
-from analysis.page.sprites import Sheet, picture
+from analysis.sprites import Sheet, picture
 
 __all__ = ["render_detection"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.exhibits import row_key
-from analysis.page.run_view import RunView
-from analysis.page.sprites import CHANGES, Sheet, change_picture, picture, reduced
 from analysis.replay import stored_images
+from analysis.run_view import RunView
+from analysis.sprites import CHANGES, Sheet, change_picture, picture, reduced
 from workers.images import Dataset
 from workers.results import SEARCHED, Status
 

@@ -10,14 +10,14 @@ from analysis.exhibits import Exhibit
 from analysis.page.environment import data_table, embedded, render_page, script, templates
 from analysis.page.exhibits import exhibit_views
 from analysis.page.listing import FIELDS, Listing
-from analysis.page.run_view import RunView
+from analysis.run_view import RunView
 from analysis.statistics import Rate
 from analysis.summary import Summary, summarise
 from workers.images import Dataset
 from workers.models.loading import ModelRecipe
 from workers.results import Status
 
-__all__ = ["RunView", "render"]
+__all__ = ["render"]
 
 
 def render(

@@ -8,7 +8,7 @@ from torch import nn
 
 from analysis.exhibits import Drawing, Exhibit, key_of, row_key
 from analysis.figures.style import BAD, GOOD, new_figure, styled
-from analysis.page import RunView
+from analysis.run_view import RunView
 from workers.attacks import FGSM, JSMA, Attack
 from workers.images import Dataset
 from workers.places import Place

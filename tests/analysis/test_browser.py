@@ -13,7 +13,8 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from torch import nn
 
-from analysis.page import RunView, render
+from analysis.page import render
+from analysis.run_view import RunView
 from tests.analysis.page_cases import distances_exhibit, thousand_rows
 from tests.analysis.test_page import NASTY, a_page
 from workers.attacks import FGSM

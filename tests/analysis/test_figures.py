@@ -21,7 +21,7 @@ from analysis.figures.runs import _extremes, run_exhibits
 from analysis.figures.style import CLASSES, COLOURS, STYLES, WIDTH, svg
 from analysis.figures.transfer import transfer_exhibits
 from analysis.page.listing import Listing
-from analysis.page.render import RunView
+from analysis.run_view import RunView
 from analysis.statistics import Rate
 from tests.analysis.detector_cases import rows as attack_rows
 from tests.analysis.test_detection_page import a_report

@@ -18,9 +18,10 @@ from PIL import Image
 from torch import nn
 
 from analysis.exhibits import key_of, row_key
-from analysis.page import RunView, render
+from analysis.page import render
 from analysis.page.listing import FIELDS, Listing, fair_shares
-from analysis.page.sprites import CHANGES, Sheet, change_picture, picture, reduced
+from analysis.run_view import RunView
+from analysis.sprites import CHANGES, Sheet, change_picture, picture, reduced
 from tests.analysis.page_cases import thousand_rows
 from tests.conftest import ColourNet, random_images
 from tests.workers.test_fgsm import predictions

@@ -201,7 +201,7 @@ def test_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_by_products_are_read_beside_their_rows(runs: dict[str, str]) -> None:
     exact = open_run(Place.of(runs["exact"]))
-    ((_, table),), (beside,) = exact.tables(), exact.by_products()
+    ((_, table),), (beside,) = exact.tables, exact.by_products
     assert beside is not None
     found = {row["image_id"]: row for row in beside.to_pylist()}
     ended = [row for row in table.to_pylist() if row["status"] in ENDED]
@@ -210,4 +210,4 @@ def test_by_products_are_read_beside_their_rows(runs: dict[str, str]) -> None:
         count = found[row["image_id"]]["successes"]
         assert (count > 0) == row["success"]
         assert sum(found[row["image_id"]]["map"]) == count
-    assert open_run(Place.of(runs["plain"])).by_products() == [None, None, None]
+    assert open_run(Place.of(runs["plain"])).by_products == [None, None, None]

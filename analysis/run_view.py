@@ -1,4 +1,4 @@
-"""A run as a page needs it."""
+"""A run as figures and pages take it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
