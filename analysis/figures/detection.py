@@ -63,7 +63,8 @@ def _detector(report: DetectorReport) -> Exhibit | None:
                 f"{', be that the target or not' if any(attack.targeted for attack in known) else ''}; dashed the "
                 "thresholds. Below them and right of 0: the classifier is wrong, and nothing is flagged."
             )
-            if any(attack.bare_prediction is not None for attack in known):
+            bare = [(attack.bare_prediction, attack.prediction) for attack in known]
+            if any(own is not None and (own != guarded).any() for own, guarded in bare):
                 caption += " The detector repairs images, so that the guarded model may answer otherwise."
             drawings.append(Drawing(key_of(key, "fooled", name), caption, _scatter(report, known)))
     reason = report.judgement.reasons[0] if report.judgement.reasons else "no reason was given"

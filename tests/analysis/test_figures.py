@@ -400,8 +400,10 @@ def test_what_a_margin_is_of() -> None:
     assert not any("repairs" in caption or "target" in caption for caption in plain)
     towards = captions([replace(one, targeted=True) for one in report.attacks])
     assert all("another class than the label, be that the target or not" in caption for caption in towards)
-    repaired = captions([replace(one, bare_prediction=one.prediction) for one in report.attacks])
+    repaired = captions([replace(one, bare_prediction=(one.prediction + 1) % 10) for one in report.attacks])
     assert all(caption.endswith("the guarded model may answer otherwise.") for caption in repaired)
+    unchanged = captions([replace(one, bare_prediction=one.prediction) for one in report.attacks])
+    assert not any("repairs" in caption for caption in unchanged)
 
 
 def test_the_pair_of_classes_that_is_named() -> None:
