@@ -212,7 +212,9 @@ class FalseAlarms:
     @property
     def all(self) -> Rate:
         """The realised false-alarm rate."""
-        return Rate(self.right.hits + self.wrong.hits, self.right.total + self.wrong.total)
+        parts = self.right, self.wrong
+        hits, total, unknown = (sum(getattr(part, name) for part in parts) for name in ("hits", "total", "unknown"))
+        return Rate(hits, total, unknown=unknown)
 
 
 def false_alarms(threshold: Threshold, scores: np.ndarray, right: np.ndarray) -> FalseAlarms:
@@ -619,7 +621,7 @@ def gradients_present(zero: Rate) -> Check:
     Args:
         zero: the images whose gradient is.
     """
-    passed = zero.value is not None and zero.value <= ZERO_GRADIENTS
+    passed = zero.high is not None and zero.high <= ZERO_GRADIENTS
     said = f"the gradient is zero on {zero}; tolerated are {ZERO_GRADIENTS:.0%}"
     return Check("gradients present", passed, said)
 
@@ -659,8 +661,8 @@ def false_alarms_as_stated(alarms: FalseAlarms) -> Check:
 
 
 def _above(rate: Rate, other: Rate) -> bool:
-    """Whether a rate is above the other's interval."""
-    return rate.value is not None and other.interval is not None and rate.value > other.interval[1]
+    """Whether a rate is above the other's interval, whatever its rows without an answer are."""
+    return rate.low is not None and other.interval is not None and rate.low > other.interval[1]
 
 
 class DetectorVerdict(StrEnum):

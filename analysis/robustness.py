@@ -288,4 +288,5 @@ def judge(at_most: Rate, at_least: Rate, require: float | None) -> Judgement:
 
 def bound(rate: Rate) -> dict[str, Any]:
     """A rate as ``verdict.json`` has it."""
-    return {"value": rate.value, "interval": rate.interval, "images": rate.hits, "of": rate.total}
+    found = {"value": rate.value, "interval": rate.interval, "images": rate.hits, "of": rate.total}
+    return found | ({"unknown": rate.unknown} if rate.unknown else {})

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy.stats import bootstrap
 
-__all__ = ["Estimate", "Rate", "by_image", "median", "percent", "widened"]
+__all__ = ["Estimate", "Rate", "by_image", "median", "percent", "widened", "with_interval"]
 
 Z = 1.959963984540054
 """Of a 95 % interval."""
@@ -29,6 +29,11 @@ class Estimate:
 class Rate:
     """A share of rows, with its 95 % Wilson interval (Wilson, 1927).
 
+    The denominator of a rate is every row that was asked, a row without an answer too (a search that failed, a score
+    that is not finite): whether a row fails may hang on what its answer would have been. Such rows could all have
+    counted or none, so the share is then known between two ends, `low` and `high`, and has no single value; the
+    interval runs from Wilson's lower end of the one to his upper end of the other.
+
     Rows of one image are not independent of one another, images are: of several rows an image the interval is that of
     the same share of as many images. It is then too wide rather than too narrow, as far as images have about as many
     rows each.
@@ -37,27 +42,41 @@ class Rate:
         hits: rows that count.
         total: rows in all.
         images: that the rows are of, fewer than rows; None for one of each row.
+        unknown: rows of `total` that have no answer; none of them is among `hits`.
     """
 
     hits: int
     total: int
     images: int | None = None
+    unknown: int = 0
 
     @classmethod
-    def of(cls, hits: np.ndarray, images: np.ndarray) -> "Rate":
+    def of(cls, hits: np.ndarray, images: np.ndarray, answered: np.ndarray | None = None) -> "Rate":
         """Of rows, of which several may be of one image.
 
         Args:
-            hits: bool ``[n]``, which rows count.
+            hits: bool ``[n]``, which rows count; what it says of a row without an answer is not read.
             images: ``[n]``, what image each row is of.
+            answered: bool ``[n]``, which rows have an answer; None for all.
         """
-        count = len(np.unique(images))
-        return cls(int(np.sum(hits)), len(hits), count if count < len(hits) else None)
+        count, known = len(np.unique(images)), np.ones(len(hits), dtype=bool) if answered is None else answered
+        clustered = count if count < len(hits) else None
+        return cls(int(np.sum(hits & known)), len(hits), clustered, int(np.sum(~known)))
 
     @property
     def value(self) -> float | None:
-        """In [0, 1]; None without rows."""
+        """In [0, 1]; None without rows, and where a row has no answer."""
+        return None if self.unknown else self.low
+
+    @property
+    def low(self) -> float | None:
+        """The share if no row without an answer counts; `value` where all have one, None without rows."""
         return self.hits / self.total if self.total else None
+
+    @property
+    def high(self) -> float | None:
+        """The share if every row without an answer counts; `value` where all have one, None without rows."""
+        return (self.hits + self.unknown) / self.total if self.total else None
 
     @property
     def clustered(self) -> bool:
@@ -67,16 +86,33 @@ class Rate:
     @property
     def interval(self) -> tuple[float, float] | None:
         """Lower and upper bound in [0, 1]; None without rows."""
-        if not self.total:
+        if self.low is None or self.high is None:
             return None
-        return _wilson(self.hits / self.total, self.images or self.total)
+        count = self.images or self.total
+        return _wilson(self.low, count)[0], _wilson(self.high, count)[1]
+
+    @property
+    def share(self) -> str:
+        """The share alone, or both of its ends; a dash without rows."""
+        return percent(self.low) if self.low == self.high else f"{percent(self.low)} to {percent(self.high)}"
 
     def __str__(self) -> str:
         if self.interval is None:
             return "no images"
         low, high = self.interval
+        count = f"{self.hits} to {self.hits + self.unknown}" if self.unknown else str(self.hits)
         of = f" searches of {self.images} images" if self.clustered else ""
-        return f"{self.hits / self.total:.1%} ({low:.1%} to {high:.1%}, {self.hits} of {self.total}{of})"
+        return f"{self.share} ({percent(low)} to {percent(high)}, {count} of {self.total}{of})"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as every text of the program writes one, ``98.8%``; a dash for None.
+
+    Args:
+        share: in [0, 1].
+        digits: behind the point.
+    """
+    return "–" if share is None else f"{share:.{digits}%}"
 
 
 def _wilson(share: float, count: float) -> tuple[float, float]:
@@ -98,10 +134,10 @@ def widened(found: Estimate, images: float) -> Estimate:
     return Estimate(found.value, (min(low, least), max(high, most)))
 
 
-def percent(share: Estimate) -> str:
+def with_interval(share: Estimate) -> str:
     """A share in per cent, its interval beside it."""
     low, high = share.interval
-    return f"{share.value:.1%} ({low:.1%} to {high:.1%})"
+    return f"{percent(share.value)} ({percent(low)} to {percent(high)})"
 
 
 def median(values: np.ndarray, *, resamples: int = 10_000, seed: int = 0) -> Estimate:

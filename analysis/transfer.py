@@ -253,7 +253,7 @@ def _victim(name: str, clean: Rate, answers: Sequence[Answers], cells: Sequence[
     others = [one for one in answers if one.source != name]
     onto = [cell for cell in cells if cell.victim == name and not cell.own and cell.bounded]
     fooled = _images(others, name)
-    strongest = max((_images([one], one.source).value or 0 for one in others), default=0.0)
+    strongest = max((_images([one], one.source).low or 0 for one in others), default=0.0)
     return Victim(name, clean, worst(onto), fooled, _judge(fooled, strongest, tolerance))
 
 

@@ -96,7 +96,7 @@ def standing(checks: Sequence[Check], at_most: Rate) -> list[Check]:
     What fails speaks of images that the attacks may have been blind to; where hardly one is left, the number stands.
     Not so where the answers themselves are in doubt.
     """
-    if at_most.value is None or at_most.value > LEFT:
+    if at_most.high is None or at_most.high > LEFT:
         return list(checks)
     left = f"{at_most.total - at_most.hits} of {at_most.total} images are broken all the same"
     return [

@@ -298,6 +298,8 @@ def publish(
 
 def tell(judged: Judged) -> int:
     """Prints the verdicts, and says how the command ends."""
+    from analysis.statistics import percent
+
     folder, detection, reports = judged.folder, judged.detection, judged.reports
     for report in reports:
         print(f"{report.name}: {report.judgement.verdict}")
@@ -305,14 +307,12 @@ def tell(judged: Judged) -> int:
             print(f"  {reason}")
         width = max(len(cell.name) for cell in report.cells)
         print(
-            f"  {'attack':<{width}} {'success':>8} {'L2':>6} {'TPR at 5 %':>11} {'at 1 %':>7} {'fooled, unflagged':>18}"
+            f"  {'attack':<{width}} {'success':>8} {'L2':>6} {'TPR at 5%':>11} {'at 1%':>7} {'fooled, unflagged':>18}"
         )
         for found in report.cells:
-            tprs = [f"{at.tpr.value:.1%}" if at.tpr else "–" for at in found.at]
+            tprs = [percent(at.tpr.value if at.tpr else None) for at in found.at]
             length = "–" if found.l2 is None else f"{found.l2:.2f}"
-            success, evaded = (
-                "–" if value is None else f"{value:.1%}" for value in (found.success.value, found.at[0].evaded.value)
-            )
+            success, evaded = found.success.share, found.at[0].evaded.share
             print(f"  {found.name:<{width}} {success:>8} {length:>6} {tprs[0]:>11} {tprs[1]:>7} {evaded:>18}")
     for each in several(judged.named, reports):
         measured = each.evaded and f", of {each.evaded.count}" * (each.evaded.count < len(each.verdicts))

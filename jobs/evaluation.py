@@ -195,7 +195,7 @@ class Evaluation:
         if stage.role == Role.HARD_LABEL:
             if all(check.state != State.FAILED for check in self.checks()):
                 return "not needed: no check failed"
-            if (self.known.at_most.value or 0) <= LEFT:
+            if (self.known.at_most.high or 0) <= LEFT:
                 return "not needed: hardly an image is left"
         return ""
 

@@ -178,12 +178,12 @@ def _findings(views: "Sequence[RunView]") -> list[str]:
     searched = [(view, summary) for view, summary in found if summary.success.total]
     if not searched:
         return ["No image was searched to an end"]
-    strongest, summary = max(searched, key=lambda each: each[1].success.value or 0)
+    strongest, summary = max(searched, key=lambda each: each[1].success.low or 0)
     most = "" if len(searched) == 1 else ", the most of these attacks"
     sentences = [f"{strongest.title}: success on {summary.success}{most}"]
     for view, summary in searched:
         if certified := summary.counts.get(Status.CERTIFIED):
-            rate = replace(summary.success, hits=certified)
+            rate = replace(summary.success, hits=certified, unknown=0)
             sentences.append(f"{view.title}: it is certified that no change of its space succeeds on {rate}")
     return sentences
 

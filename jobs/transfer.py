@@ -540,9 +540,7 @@ def _tell(folder: FrozenFolder, report: "TransferReport", job: _Transfer) -> int
 
 
 def _percent(cell: "Cell | None") -> str:
-    if cell is None:
-        return ""
-    return "–" if cell.rate.value is None else f"{cell.rate.value:.1%}"
+    return "" if cell is None else cell.rate.share
 
 
 if __name__ == "__main__":

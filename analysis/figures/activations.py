@@ -12,7 +12,7 @@ from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
 from analysis.sprites import picture
-from analysis.statistics import Estimate, by_image, percent
+from analysis.statistics import Estimate, by_image, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
         "Relative change: ‖a(x′) − a(x)‖₂ / ‖a(x)‖₂ of a layer's output a for the clean image x and the changed x′.",
         "Noise: a random direction on all pixels with the L2 norm of the adversarial change, clipped to [0, 1] and "
         f"rounded to 8 bits, {draws} draws an image; the norm it came to is {met.min():.1%} to {met.max():.1%} of "
-        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {percent(fools)}.",
+        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {with_interval(fools)}.",
         "A failure's image is the best or last that its search had.",
     ]
     grown = {run.pairs.run: growths([run.changes], [run.pairs.success], [run.pairs.image]) for run in runs}
@@ -124,9 +124,10 @@ def _finding(grown: Mapping[str, Growth], weighted: Sequence[str]) -> str:
         return f"{start}; there are no failures to look at."
     failed = grown["failure"]
     assert failed.beside_noise is not None
+    tapers = with_interval(failed.tapers)
     return (
-        f"{start}: in failures {_TAPERS[_side(failed.factor)]} (it is smaller at the last layer in "
-        f"{percent(failed.tapers)} of them); {_BESIDE[_side(failed.beside_noise)]}, {_times(failed.beside_noise)}."
+        f"{start}: in failures {_TAPERS[_side(failed.factor)]} (it is smaller at the last layer in {tapers} of them); "
+        f"{_BESIDE[_side(failed.beside_noise)]}, {_times(failed.beside_noise)}."
     )
 
 
@@ -268,8 +269,8 @@ def map_of_changes_exhibit(runs: Sequence[Pictured]) -> Exhibit:
         key="activation-maps",
         title="Where in each layer an adversarial change arrives",
         finding=(
-            f"Of the positions of a map, {percent(by_image(first, images))} change in the {names[0]} and "
-            f"{percent(by_image(last, images))} in {names[-1]} (mean of the {len(first)} images shown)."
+            f"Of the positions of a map, {with_interval(by_image(first, images))} change in the {names[0]} and "
+            f"{with_interval(by_image(last, images))} in {names[-1]} (mean of the {len(first)} images shown)."
         ),
         drawings=[
             Drawing(

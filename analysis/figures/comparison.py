@@ -55,7 +55,7 @@ def _shares(comparisons: Sequence[Comparison], first: str, second: str, what: st
             (-0.13, first, BAD, [one.first for one in comparisons]),
             (0.13, second, OTHER, [one.second for one in comparisons]),
         ):
-            value = np.array([100 * (rate.value or 0) for rate in rates])
+            value = np.array([100 * (rate.low or 0) for rate in rates])
             ends = 100 * np.array([rate.interval for rate in rates])
             place = np.arange(len(rates)) + shift
             around = np.abs(ends.T - value)

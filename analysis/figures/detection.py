@@ -216,7 +216,7 @@ def _false_alarms(found: Sequence[tuple[str, FalseAlarms]]) -> Exhibit:
             axes: Axes = drawn.subplots()
             for number, (rate, (colour, _)) in enumerate(zip(rates, STYLES, strict=False)):
                 those = [(name, alarms.all) for name, alarms in found if alarms.threshold.rate == rate]
-                value = np.array([100 * (all_of.value or 0) for _, all_of in those])
+                value = np.array([100 * (all_of.low or 0) for _, all_of in those])
                 ends = 100 * np.array([all_of.interval for _, all_of in those])
                 place = [names.index(name) + 0.16 * (number - (len(rates) - 1) / 2) for name, _ in those]
                 around = np.abs(ends.T - value)

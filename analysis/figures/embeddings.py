@@ -10,7 +10,7 @@ import pyarrow as pa
 from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, CLASSES, GROUND, INK, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
-from analysis.statistics import Estimate, by_image, percent
+from analysis.statistics import Estimate, by_image, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,8 +121,8 @@ def map_exhibit(
     ]
     won = np.concatenate([run.pairs.success for run in runs])
     notes = [
-        f"The map keeps {percent(faithful)} of a training image's {k} nearest neighbours (mean, 95 % interval): what "
-        "lies near on it need not lie near in the model; the neighbours are counted in the full space below.",
+        f"The map keeps {with_interval(faithful)} of a training image's {k} nearest neighbours (mean, 95% interval): "
+        "what lies near on it need not lie near in the model; the neighbours are counted in the full space below.",
         "A search that stops at its first success leaves an image just beyond the decision boundary.",
     ]
     if kind == "tsne":
@@ -158,7 +158,7 @@ def _moved(name: str, training: np.ndarray, labels: np.ndarray, runs: Sequence[M
         return f"No class that an adversarial image is taken for has training images on the {name} map."
     share = by_image(np.array(nearer, dtype=float), np.array(images))
     return (
-        f"{percent(share)} of {len(nearer)} successful adversarial images lie, on the {name} map, nearer to the "
+        f"{with_interval(share)} of {len(nearer)} successful adversarial images lie, on the {name} map, nearer to the "
         "middle of the class they are taken for than to that of their own."
     )
 
@@ -262,7 +262,7 @@ def neighbour_exhibit(
         table=_shares_table(runs),
         notes=[
             "A map keeps of a training image's nearest neighbours: "
-            + ", ".join(f"the {names[name]} {percent(estimate)}" for name, estimate in kept.items())
+            + ", ".join(f"the {names[name]} {with_interval(estimate)}" for name, estimate in kept.items())
             + "."
         ],
         by_run=by_run,
@@ -293,7 +293,7 @@ _WORDS = {
 
 
 def _told(full: Mapping[str, tuple[Estimate, int]], k: int) -> str:
-    told = [f"{percent(full[what][0])} {words}" for what, words in _WORDS.items() if what in full]
+    told = [f"{with_interval(full[what][0])} {words}" for what, words in _WORDS.items() if what in full]
     return f"In the full space, of the {k} training images nearest to an image, {', '.join(told)}."
 
 

@@ -65,7 +65,7 @@ def _by_stage(names: list[str], left: list[Rate], certified: Rate | None) -> "Fi
         place = np.arange(len(names))
         axes.errorbar(value, place, xerr=around, color=BAD, linestyle="", marker="o", markersize=4, capsize=3)
         if certified:
-            axes.axvline(100 * (certified.value or 0), color=GOOD, linestyle="--")
+            axes.axvline(100 * (certified.low or 0), color=GOOD, linestyle="--")
         axes.set_yticks(place, names, fontsize=8)
         axes.set(xlabel="robust accuracy at most (%)", xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5))
         axes.grid(axis="x")
@@ -87,7 +87,7 @@ def _by_seconds(seconds: np.ndarray, left: list[Rate]) -> "Figure":
 
 def _per_cent(rates: list[Rate]) -> tuple[np.ndarray, np.ndarray]:
     """Values ``[n]``, and how far their intervals reach below and above, ``[2, n]``."""
-    value = np.array([100 * (rate.value or 0) for rate in rates])
+    value = np.array([100 * (rate.low or 0) for rate in rates])
     ends = 100 * np.array([_ends(rate) for rate in rates])
     return value, np.abs(ends.T - value)
 

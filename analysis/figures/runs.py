@@ -235,7 +235,7 @@ def _by_queries(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> 
             for each, (colour, dashes) in zip(some, STYLES, strict=False):
                 budgets, rates = zip(*curves[each], strict=True)
                 low, high = np.array([rate.interval for rate in rates]).T * 100
-                value = [100 * (rate.value or 0) for rate in rates]
+                value = [100 * (rate.low or 0) for rate in rates]
                 axes.fill_between(budgets, low, high, step="post", color=colour, alpha=0.15, linewidth=0)
                 axes.plot(budgets, value, color=colour, linestyle=dashes, drawstyle="steps-post", label=each.label)
                 axes.plot(budgets[-1], value[-1], marker="o", markersize=4, color=colour)
@@ -320,7 +320,7 @@ def _budget_figure(runs: Sequence[Sequence[_Searches]], axis: str) -> "Figure":
         values = sorted({float(_budget(each)) for run in runs for each in run})
         gap = 0.012 * (values[-1] - values[0])
         for number, (run, name, (colour, dashes)) in enumerate(zip(runs, _names(runs), STYLES, strict=False)):
-            share = np.array([100 * (each.rate.value or 0) for each in run])
+            share = np.array([100 * (each.rate.low or 0) for each in run])
             low, high = np.array([each.rate.interval for each in run]).T * 100
             beside = np.array([float(_budget(each)) for each in run]) + gap * (number - (len(runs) - 1) / 2)
             axes.errorbar(

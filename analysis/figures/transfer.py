@@ -25,9 +25,9 @@ def transfer_exhibits(report: TransferReport) -> list[Exhibit]:
                 if victim == ITSELF and source in victims:
                     continue
                 cell = report.cell(source, source if victim == ITSELF else victim, attack)
-                if cell is None or cell.rate.value is None:
+                if cell is None or cell.rate.low is None:
                     continue
-                shares[row, column] = cell.rate.value
+                shares[row, column] = cell.rate.low
                 if cell.own:
                     own.append((row, column))
         if np.isnan(shares).all():

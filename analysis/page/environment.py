@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from analysis.statistics import Estimate, Rate
+from analysis.statistics import Estimate, Rate, percent
 
 __all__ = ["data_table", "embedded", "render_page", "script", "templates"]
 
@@ -25,7 +25,7 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "interval": _interval, "number": _number, "unbroken": _unbroken}
+    environment.filters |= {"percent": percent, "interval": _interval, "number": _number, "unbroken": _unbroken}
     return environment
 
 
@@ -83,14 +83,10 @@ def _unbroken(text: str) -> Markup:
     return Markup(re.sub(r"(--[\w-]+)", r'<span class="flag">\1</span>', str(escape(text))))  # noqa: S704
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}".replace("%", " %")
-
-
 def _interval(found: Rate | Estimate) -> str:
     if found.interval is None:
         return "–"
-    return f"{100 * found.interval[0]:.1f}–{100 * found.interval[1]:.1f} %"
+    return f"{percent(found.interval[0])} to {percent(found.interval[1])}"
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -28,6 +28,27 @@ def test_nothing_has_no_rate() -> None:
     assert (Rate(0, 0).value, Rate(0, 0).interval, str(Rate(0, 0))) == (None, None, "no images")
 
 
+def test_rows_without_an_answer_leave_a_rate_between_two_ends() -> None:
+    rate, all_of, none_of = Rate(3, 8, unknown=5), Rate(8, 8), Rate(3, 8)
+    assert (rate.value, rate.low, rate.high) == (None, 3 / 8, 1)
+    assert none_of.interval is not None
+    assert all_of.interval is not None
+    assert rate.interval == (none_of.interval[0], all_of.interval[1])
+    assert str(rate) == "37.5% to 100.0% (13.7% to 100.0%, 3 to 8 of 8)"
+    assert (rate.share, none_of.share, Rate(0, 0).share) == ("37.5% to 100.0%", "37.5%", "–")
+    nothing = Rate(0, 3, unknown=3)
+    assert (nothing.low, nothing.high, nothing.interval) == (0, 1, (0, 1))
+    assert (none_of.value, none_of.low, none_of.high) == (3 / 8, 3 / 8, 3 / 8)
+    hits, answered = np.array([True, True, False, False]), np.array([True, False, True, False])
+    order = [2, 0, 3, 1]
+    for images in (np.arange(4), np.array([7, 7, 7, 9])):
+        found = Rate.of(hits, images, answered)
+        assert (found.hits, found.total, found.unknown) == (1, 4, 2)
+        assert Rate.of(hits[order], images[order], answered[order]) == found
+    assert str(found) == "25.0% to 75.0% (2.7% to 97.3%, 1 to 3 of 4 searches of 2 images)"
+    assert Rate.of(hits, images, np.ones(4, dtype=bool)) == Rate.of(hits, images) == Rate(2, 4, 2)
+
+
 @pytest.mark.parametrize("size", [31, 200])
 def test_a_median_s_interval_is_that_of_order_statistics(size: int) -> None:
     values = np.random.default_rng(size).permutation(np.arange(size) ** 2.0)
