@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from scipy.stats import betabinom, bootstrap, rankdata
@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from analysis.robustness import Judgement, bound
 from analysis.statistics import Estimate, Rate, widened
-from workers.attacks.norm_ball import Ball
+from workers.threat import Threat
 
 __all__ = [
     "RATES",
@@ -34,7 +34,6 @@ __all__ = [
     "SeedNumbers",
     "ShiftRow",
     "Spread",
-    "Threat",
     "Threshold",
     "adaptive_unbeaten",
     "calibrate",
@@ -72,49 +71,6 @@ SURPRISE = 0.001
 RESAMPLES = 1000
 AT_ONCE = 100
 """Resamples held at a time."""
-
-SLACK = 1e-6
-"""Distances are kept in float32."""
-
-
-@dataclass(frozen=True)
-class Threat:
-    """What an attacker may do to an image: move it within ε in a norm, or change k pixels.
-
-    Attributes:
-        norm, epsilon: for pixels in [0, 1].
-        pixels: instead of both.
-
-    Raises:
-        ValueError: unless it is one of the two.
-    """
-
-    norm: Literal["linf", "l2"] | None = None
-    epsilon: float | None = None
-    pixels: int | None = None
-
-    def __post_init__(self) -> None:
-        ball = (self.norm is not None, self.epsilon is not None)
-        if ball != ((False, False) if self.pixels is not None else (True, True)):
-            raise ValueError("a threat is a norm and an ε, or a number of pixels")
-
-    def within(self, l0: np.ndarray, l2: np.ndarray, linf: np.ndarray) -> np.ndarray:
-        """bool ``[n]``: which images moved no further than this allows; l2 and linf for pixels in [0, 1]."""
-        if self.pixels is not None:
-            return l0 <= self.pixels
-        assert self.epsilon is not None
-        return (linf if self.norm == "linf" else l2) <= self.epsilon + SLACK
-
-    def describe(self) -> dict[str, Any]:
-        """As ``verdict.json`` has it; the arguments that make the same threat."""
-        return {"pixels": self.pixels} if self.pixels is not None else {"norm": self.norm, "epsilon": self.epsilon}
-
-    def __str__(self) -> str:
-        if self.pixels is not None:
-            return f"{self.pixels} changed pixel{'s' * (self.pixels != 1)}"
-        assert self.norm is not None
-        assert self.epsilon is not None
-        return str(Ball(self.norm, self.epsilon))
 
 
 @dataclass(frozen=True)
@@ -305,7 +261,7 @@ class AttackRows:
     def evaded(self, threshold: Threshold, threat: Threat | None = None) -> np.ndarray:
         """bool ``[n]``: attempted, fooled and not flagged, and within the threat where one is given."""
         evaded = self.success & ~threshold.flags(self.score)
-        return evaded if threat is None else evaded & threat.within(self.l0, self.l2, self.linf)
+        return evaded if threat is None else evaded & threat.within(self)
 
 
 @dataclass(frozen=True)
@@ -520,7 +476,7 @@ def headline(attacks: Sequence[AttackRows], threat: Threat, threshold: Threshold
     attempted, evaded, turned, passed, clean_wrong, bare_clean_wrong, clean_flagged = np.zeros((7, len(ids)), bool)
     alone = []
     for attack in attacks:
-        within = threat.within(attack.l0, attack.l2, attack.linf)
+        within = threat.within(attack)
         # a targeted search that ends on another wrong class has not reached its goal, but the image is let through
         hit = attack.attempted & within & (attack.prediction != attack.label) & ~threshold.flags(attack.score)
         alone.append((attack.name, Rate(int(hit.sum()), int(attack.attempted.sum()))))

@@ -7,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from workers.attacks.attack import Attack
+from workers.budgets import spelled
 from workers.places import Place
 
 __all__ = ["RunView"]
@@ -57,4 +58,4 @@ class RunView:
 def _flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no-{name}"
-    return f"--{name} {value}"
+    return f"--{name} {spelled(value) if isinstance(value, float) else value}"

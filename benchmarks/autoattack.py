@@ -43,10 +43,10 @@ import torch
 from torch import Tensor, nn
 
 from analysis.statistics import Rate
-from workers.attacks.norm_ball import Ball
 from workers.evaluation.dense import DenseEvaluator
 from workers.models.loading import read_model
 from workers.sources import load_data
+from workers.threat import Ball
 
 BATCH = 256
 

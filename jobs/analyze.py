@@ -19,6 +19,7 @@ from jobs.report import run_views, write_page
 from jobs.subject import Subject, load_training
 from jobs.typed import changed
 from jobs.typed import command as typed
+from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import exclusive, require_place, write_whole
@@ -63,7 +64,7 @@ class AnalysisOptions(BaseModel):
     )
     refit: bool = Field(False, description="Make the t-SNE of training, clean and adversarial images together.")
     neighbours: int = Field(10, ge=1, le=1000, description="Nearest training images that are counted.")
-    perplexity: float = Field(30, ge=2, le=1000, description="Of t-SNE; at most a third of the training images.")
+    perplexity: Number = Field(30, ge=2, le=1000, description="Of t-SNE; at most a third of the training images.")
     limit: int = Field(200, ge=1, description="Images of a run, at random; half of them failures where there are.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of every draw.")
     training_data: str | None = Field(

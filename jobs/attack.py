@@ -15,6 +15,8 @@ from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
 from jobs.recorded import open_run
 from jobs.subject import SubjectOptions, load_subject, numbers
+from jobs.threat import said_of
+from jobs.typed import word
 from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
@@ -61,7 +63,10 @@ def _flags(kind: type[Attack]) -> type[BaseModel]:
     if kind.BUDGET is None and not clashing:
         return kind
     fields: dict[str, Any] = {
-        name: (field.annotation, Field(field.default, description=field.description))
+        name: (
+            Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation,
+            Field(field.default, description=field.description),
+        )
         for name, field in kind.model_fields.items()
     }
     for name in clashing:
@@ -70,8 +75,8 @@ def _flags(kind: type[Attack]) -> type[BaseModel]:
         known = kind.model_fields[kind.BUDGET]
         optional = known.default is None
         default = Field(
-            known.default if optional or known.is_required() else str(known.default),
-            description=f"{known.description} Several, as {'1,3,5' if known.annotation is int else '0.1,0.2'}, "
+            known.default if optional or known.is_required() else word(known.default),
+            description=f"{known.description} Several, as {'1,3,5' if known.annotation is int else '2/255,4/255'}, "
             "are searched in one run.",
         )
         fields[kind.BUDGET] = (str | None if optional else str, default)
@@ -82,8 +87,8 @@ def _attacks(kind: type[Attack], flags: BaseModel | None) -> tuple[Attack, ...]:
     """The attack at each of its budgets."""
     parameters = dict(flags or {})
     if kind.BUDGET and isinstance(text := parameters.get(kind.BUDGET), str):
-        number = int if kind.model_fields[kind.BUDGET].annotation is int else float
-        parameters[kind.BUDGET] = numbers(text, number, f"--{kind.BUDGET.replace('_', '-')}")
+        whole = kind.model_fields[kind.BUDGET].annotation is int
+        parameters[kind.BUDGET] = numbers(text, int if whole else float, f"--{kind.BUDGET.replace('_', '-')}")
     return kind.at_each_budget(parameters)
 
 
@@ -101,6 +106,10 @@ def _command(kind: type[Attack]) -> Any:
         selection, where = selection or Selection(), where or Where()
         place, attacks = Place.of(out), _attacks(kind, attack)
         loaded = load_subject(subject)
+        for asked in attacks:
+            within = asked.for_images(loaded.dataset.shape)
+            for line in said_of(within.ball, given=within == asked) if within.ball else ():
+                say(line)
         there = RunFolder(place).exists
         probe = open_run(place).probe if there else loaded.probe(gradients=kind.BY_GRADIENTS)
         remedies = NONE if as_given else probe.remedies
@@ -142,7 +151,7 @@ def _command(kind: type[Attack]) -> Any:
 def _add(kind: type[Attack]) -> None:
     example = f"brittle attack {kind.NAME} --model MODEL --data mnist --correct --limit 100 --out RUN"
     more = {"pixels": ["--pixels 1,3,5"], None: []}.get(
-        kind.BUDGET, [f"--{kind.BUDGET} 0.05,0.1,0.2".replace("_", "-")]
+        kind.BUDGET, [f"--{kind.BUDGET} 2/255,4/255,8/255".replace("_", "-")]
     )
     more += ["--target random --seed 1"]
     app.command(_command(kind), name=kind.NAME, help_epilogue=examples(example, *(f"{example} {x}" for x in more)))

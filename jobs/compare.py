@@ -15,6 +15,7 @@ from jobs.exits import Exit
 from jobs.frozen import on_disk
 from jobs.progress import say
 from jobs.recorded import RecordedRun, open_run
+from jobs.typed import word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
@@ -265,7 +266,7 @@ def _pairs(a: _Side, b: _Side) -> "Iterator[tuple[str, pa.Table, pa.Table]]":
         raise WrongInput(f"{a.place} and {b.place}: no budget in common: {titles[0]}; {titles[1]}")
     for budget, table in both:
         name, value = budget
-        yield f"--{name.replace('_', '-')} {value:g}", table, theirs[budget]
+        yield f"--{name.replace('_', '-')} {word(value)}", table, theirs[budget]
 
 
 def _lines(one: "Comparison", what: str) -> Iterator[str]:

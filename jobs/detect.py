@@ -16,9 +16,10 @@ from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Where, WorkerHost
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, load_training
-from jobs.threat import DetectorThreat, adaptive_searches, naive_searches
+from jobs.threat import DetectorThreatFlags, adaptive_searches, naive_searches, said_of
 from jobs.typed import changed, flags
 from jobs.typed import command as typed
+from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.places import Place
@@ -68,7 +69,7 @@ class Question(BaseModel):
 
     limit: int = Field(200, ge=1, description="Attacked images: correctly classified test images, at random.")
     steps: int = Field(100, ge=10, le=100_000, description="Steps of the adaptive gradient searches.")
-    tolerance: float = Field(
+    tolerance: Number = Field(
         0.1, gt=0, lt=1, description="Largest acceptable share of attempts that are fooled and not flagged."
     )
     few_pixel: bool = Field(
@@ -92,7 +93,7 @@ def detect(
     training_data: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     foreign: Annotated[str | None, Parameter(group=Group("Model and images"))] = None,
     retry_failed: Annotated[bool, Parameter(negative="", group=Group("Model and images"))] = False,
-    threat: Annotated[DetectorThreat | None, Parameter(name="*", group=Group("Threat"))] = None,
+    threat: Annotated[DetectorThreatFlags | None, Parameter(name="*", group=Group("Threat"))] = None,
     question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
 ) -> int:
@@ -148,7 +149,7 @@ def judge(
     training_data: str | None = None,
     foreign: str | None = None,
     retry_failed: bool = False,
-    threat: DetectorThreat | None = None,
+    threat: DetectorThreatFlags | None = None,
     question: Question | None = None,
 ) -> Judged:
     """Trains, calibrates, attacks and judges detectors, and writes what came of it; the arguments of `detect`.
@@ -163,11 +164,11 @@ def judge(
     from jobs.guard import Named, require_classes, require_fit, split_images
     from workers.detectors.guarded import Guarded
 
-    threat, question = threat or DetectorThreat(), question or Question()
+    given, question = threat or DetectorThreatFlags(), question or Question()
     places = {"networks": networks, "training_data": training_data, "foreign": foreign, "out": out}
-    words = [*detectors, *changed(subject, threat, question, host.where), *flags(places)]
+    words = [*detectors, *changed(subject, given, question, host.where), *flags(places)]
     command = typed("detect", *words)
-    if threat.pixels is not None and not question.few_pixel:
+    if given.pixels is not None and not question.few_pixel:
         raise WrongInput("--no-few-pixel: with --pixels, those are the searches of the threat")
     if not detectors:
         raise WrongInput("DETECTORS: expected the name of one at least")
@@ -184,7 +185,8 @@ def judge(
         raise WrongInput(
             f"--model {subject.model}: rejects images itself; expected a classifier that a detector can guard"
         )
-    for search in [*naive_searches(threat), *adaptive_searches(threat, question.steps, few_pixel=question.few_pixel)]:
+    known = given.known(loaded.dataset.shape)
+    for search in [*naive_searches(known), *adaptive_searches(known, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
     for one in named:
         require_fit(one, loaded)
@@ -196,7 +198,8 @@ def judge(
     asked = {
         "detectors": "; ".join(one.text for one in named),
         "detectors in full": {one.text: one.frozen() for one in named},
-        **threat.model_dump(mode="json"),
+        **given.model_dump(mode="json"),
+        **(known.describe() if known else {}),
         **question.model_dump(mode="json", exclude={"require", "tolerance", "training_seeds"}),  # they name detectors
         "split": loaded.dataset.split,
         "model": loaded.recipe.content_hash,
@@ -211,7 +214,9 @@ def judge(
             folder.create(asked)
         else:
             folder.compare(asked)
-        detection = Detection(loaded, training, split, folder, trained, host, threat, question, others, retry_failed)
+        detection = Detection(loaded, training, split, folder, trained, host, known, question, others, retry_failed)
+        for line in said_of(known, given=given.epsilon is not None) if known else ():
+            say(line)
         try:
             detection.attack_naively()
             attacked, failure = [], None
@@ -286,7 +291,7 @@ def publish(
 
     trainings, judged = several(named, reports), {report.name for report in reports}
     verdict = verdict_of(reports, [one.text for one in named if one.text not in judged]) | {
-        "threat": detection.threat.describe(),
+        "threat": detection.judged.describe(),
         "training_seeds": [asdict(found) for found in trainings],
     }
     write_part(cells_of(reports), Place.of(folder.path / "cells.parquet"))

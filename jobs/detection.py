@@ -24,9 +24,8 @@ from jobs.guard import EXPLAINED, Guard, Named, Split, guard, score
 from jobs.launch import Selection, WorkerHost, launch
 from jobs.progress import progress, say
 from jobs.subject import Subject
-from jobs.threat import RATIO, DetectorThreat, Search, adaptive_searches, naive_searches
+from jobs.threat import RATIO, Search, adaptive_searches, beam, naive_searches
 from workers.attacks import JSMA, Adaptive, Attack
-from workers.attacks.norm_ball import Ball
 from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
@@ -38,6 +37,7 @@ from workers.images import Dataset
 from workers.losses import cotangents
 from workers.places import Place
 from workers.results import Status, distances
+from workers.threat import Ball, Pixels, Threat, threat_of
 
 if TYPE_CHECKING:
     from jobs.detect import Question
@@ -67,7 +67,7 @@ class Attacked:
     guard: Guard
     found: "dict[Search, AttackRows]"
 
-    def best(self, threat: reading.Threat | None, *, gradient: bool = False) -> Search:
+    def best(self, threat: Threat | None, *, gradient: bool = False) -> Search:
         """The search that evades most often within the threat; of those that are untargeted and on all images.
 
         Args:
@@ -85,7 +85,7 @@ class Detection:
     """An evaluation while it runs.
 
     Attributes:
-        threat: what is judged; its ε is known once the undefended classifier has been attacked.
+        threat: what is judged; None until the undefended classifier has been attacked, where that is to tell.
         others: images of another kind, of the same shape; None where there are none.
         failures: the first reason why a search failed on an image, by the run's name.
     """
@@ -96,7 +96,7 @@ class Detection:
     folder: FrozenFolder
     networks: Path
     host: WorkerHost
-    threat: DetectorThreat
+    threat: Ball | Pixels | None
     question: "Question"
     others: Dataset | None
     retry_failed: bool = False
@@ -118,14 +118,14 @@ class Detection:
         self.naive = naive_searches(self.threat)
         for search in self.naive:
             self._launch(search, self.subject, self.folder.path / "runs" / search.name)
-        if self.threat.pixels is None and self.threat.epsilon is None and (self.folder.path / THREAT).exists():
-            self.threat = DetectorThreat(**self.folder.read(THREAT))  # searches that are made again do not move it
-        if self.threat.pixels is None and self.threat.epsilon is None:
+        if self.threat is None and (self.folder.path / THREAT).exists():
+            self.threat = threat_of(self.folder.read(THREAT))  # searches that are made again do not move it
+        if self.threat is None:
             rows = self._rows(self.folder.path / "runs" / "ddn")
             fallen = rows["l2"].to_numpy()[rows["success"].to_numpy(zero_copy_only=False)]
             if not len(fallen):
                 raise WrongInput("--epsilon: must be given, as the classifier itself did not fall to a single search")
-            self.threat = DetectorThreat(norm="l2", epsilon=round(float(RATIO * np.median(fallen)), 3))
+            self.threat = Ball("l2", round(float(RATIO * np.median(fallen)), 3))
             write_whole(self.folder.path / THREAT, (json.dumps(self.threat.describe()) + "\n").encode())
             say(f"the threat: {self.threat}, {RATIO} times the median at which the classifier alone falls")
 
@@ -247,9 +247,10 @@ class Detection:
         return said
 
     @property
-    def judged(self) -> reading.Threat:
-        """The threat as analysis has it."""
-        return reading.Threat(**self.threat.describe())
+    def judged(self) -> Ball | Pixels:
+        """The threat, once it is known."""
+        assert self.threat is not None
+        return self.threat
 
     def _attacked(self, one: Guard, search: Search, subject: Subject) -> AttackRows:
         """A run's images under the detector, on draws that the search has not seen."""
@@ -337,19 +338,19 @@ class Detection:
     def _more_or_less(self, attacked: Attacked) -> list[Check]:
         """What the best search comes to with twice the steps or the width, and within smaller budgets."""
         one, threshold = attacked.guard, attacked.guard.thresholds[0.05]
-        if self.threat.pixels is None:
+        if isinstance(self.judged, Ball):
             best = attacked.best(self.judged, gradient=True)
             assert isinstance(best.attack, Adaptive)
             twice: Attack = best.attack.model_copy(update={"steps": 2 * best.attack.steps})
-            budgets = [share * self.threat.ball[1] for share in (0.5, 1.0)]
+            budgets = [share * self.judged.epsilon for share in (0.5, 1.0)]
             within: dict[float, Attack] = {
                 budget: best.attack.model_copy(update={"epsilon": budget}) for budget in budgets if 255 * budget >= 1
             }
         else:
             best = next(search for search in attacked.found if search.name == "adaptive-beam")
-            twice = self.threat.beam(width=2)
-            half = DetectorThreat(pixels=max(1, self.threat.pixels // 2))
-            within = {float(half.pixels or 1): half.beam(), float(self.threat.pixels): self.threat.beam()}
+            twice = beam(self.judged, width=2)
+            half = Pixels(max(1, self.judged.count // 2))
+            within = {float(some.count): beam(some) for some in (half, self.judged)}
         doubled = self._searched(one, Search(f"doubled-{best.name}", "adaptive", twice), self.ids[:SOME])
         if not doubled.attempted.any():
             return []
@@ -396,15 +397,15 @@ class Detection:
         images = self.subject.dataset.images[self.ids]
         streams = [np.random.default_rng([self.question.seed, 2, int(image)]) for image in self.ids]
         change = np.stack([stream.standard_normal(images.shape[1:]) for stream in streams])
-        if self.threat.pixels is not None:
+        if isinstance(self.judged, Pixels):
             levels = images.reshape(*images.shape[:2], -1).copy()
             for row, stream in enumerate(streams):
-                where = stream.choice(levels.shape[2], min(self.threat.pixels, levels.shape[2]), replace=False)
+                where = stream.choice(levels.shape[2], min(self.judged.count, levels.shape[2]), replace=False)
                 levels[row][:, where] = stream.integers(0, 256, (levels.shape[1], len(where)))
             noisy = levels.reshape(images.shape)
         else:
-            noisy = _moved_by(images, change, Ball(*self.threat.ball))
-        return self._scored(one, "noise", Kind.NOISE, str(self.threat), self.ids, noisy)
+            noisy = _moved_by(images, change, self.judged)
+        return self._scored(one, "noise", Kind.NOISE, str(self.judged), self.ids, noisy)
 
     def _without_gradient(self, one: Guard) -> Rate:
         """Attacked images at which the classifier's loss or the detector's score has a gradient of zero everywhere."""
@@ -532,7 +533,8 @@ def _strength(attack: Attack) -> str:
     named = {"steps", "epsilon", "pixels", "width", "norm", "step_size", "population", "generations"}
     named |= {"gamma"} if isinstance(attack, JSMA) else set()
     said = attack.model_dump(mode="json", exclude_none=True)
-    return ", ".join(f"{name} {value}" for name, value in said.items() if name in named)
+    words = said | ({"epsilon": attack.ball.words} if attack.ball else {})
+    return ", ".join(f"{name} {value}" for name, value in words.items() if name in named)
 
 
 def _slug(*words: str) -> str:

@@ -8,8 +8,9 @@ from cyclopts import App, Group, Parameter
 from jobs.evaluation import Budget, Evaluation, EvaluationFolder, Question
 from jobs.examples import examples
 from jobs.launch import Images, Selection, Where, WorkerHost, resolve
+from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject
-from jobs.threat import Threat, fitting
+from jobs.threat import ThreatFlags, fitting, said_of, stages_within
 from jobs.typed import changed
 from jobs.typed import command as typed
 from workers.errors import WrongInput
@@ -39,7 +40,7 @@ def evaluate(
     *,
     subject: Annotated[SubjectOptions, Parameter(name="*", group=Group("Model and images"))],
     out: Annotated[str, Parameter(group=Group("Model and images"))],
-    threat: Annotated[Threat | None, Parameter(name="*", group=Group("Threat"))] = None,
+    threat: Annotated[ThreatFlags | None, Parameter(name="*", group=Group("Threat"))] = None,
     images: Annotated[Images | None, Parameter(name="*", group=Group("Which images"))] = None,
     question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
     budget: Annotated[Budget | None, Parameter(name="*", group=Group("Budget"))] = None,
@@ -51,10 +52,9 @@ def evaluate(
         out: Folder for the verdict, the table of images, the page and the runs; an evaluation there is resumed.
         retry_failed: Search the images of that evaluation again whose search failed, in the stages where it did.
     """
-    threat, images, question = threat or Threat(), images or Images(), question or Question()
+    flags, images, question = threat or ThreatFlags(), images or Images(), question or Question()
     budget, where = budget or Budget(), where or Where()
-    command = typed("evaluate", *changed(subject, threat, images, question, budget, where), "--out", out)
-    everything = threat.stages()  # refuses an ε or k that no attack takes
+    command = typed("evaluate", *changed(subject, flags, images, question, budget, where), "--out", out)
     if question.accept_undecided and question.require is None:
         raise WrongInput("--accept-undecided: goes with --require")
     place = Place.of(out)
@@ -64,13 +64,15 @@ def evaluate(
     folder.require_usable()
     host = WorkerHost(where)
     loaded = load_subject(subject)
-    probe = folder.probe() if folder.exists else loaded.probe(gradients=threat.pixels is None)
-    stages = threat.stages(probe)
+    within = flags.threat(loaded.dataset.shape)
+    everything = stages_within(within)
+    probe = folder.probe() if folder.exists else loaded.probe(gradients=flags.pixels is None)
+    stages = stages_within(within, probe)
     fit, unfit = fitting(stages, loaded)
     without = [stage.name for stage in everything if stage.name not in {other.name for other in stages}]
     unfit |= dict.fromkeys(without, "left out: the model has no gradient, and no remedy gives it one")
     asked = {
-        **threat.describe(),
+        **within.describe(),
         **images.model_dump(mode="json"),
         "all_attacks": question.all_attacks,
         "split": loaded.dataset.split,
@@ -90,8 +92,10 @@ def evaluate(
             folder.create(asked)
         else:
             folder.compare(asked)
+        for line in said_of(within, given=flags.epsilon is not None):
+            say(line)
         evaluation = Evaluation(
-            given, probe, threat, images, question, budget, folder, host, fit, unfit, ids, retry_failed, command
+            given, probe, within, images, question, budget, folder, host, fit, unfit, ids, retry_failed, command
         )
         try:
             with host:

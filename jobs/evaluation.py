@@ -22,13 +22,15 @@ from jobs.recorded import open_runs
 from jobs.report import write_page
 from jobs.subject import Subject
 from jobs.surrogates import quick_surrogate
-from jobs.threat import Role, Stage, Threat
+from jobs.threat import Role, Stage
 from workers.actor import ShardSummary
+from workers.budgets import Number
 from workers.errors import WrongInput, in_one_line
 from workers.files import write_whole
 from workers.places import Place
 from workers.remedies.checks import Check, Probe, State
 from workers.results import SEARCHED, Status, write_part
+from workers.threat import Ball, Pixels
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +73,7 @@ class Question(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    require: float | None = Field(
+    require: Number | None = Field(
         None, ge=0, le=1, description="Lowest acceptable robust accuracy; exit code 1 unless it is certified to hold."
     )
     accept_undecided: bool = Field(False, description="Exit code 1 only when the model is shown to fall below that.")
@@ -141,7 +143,7 @@ class Evaluation:
 
     subject: Subject
     probe: Probe
-    threat: Threat
+    threat: Ball | Pixels
     images: Images
     question: Question
     budget: Budget
@@ -272,7 +274,7 @@ class Evaluation:
         if number:
             ids, size = folder.plan().ids if folder.exists else self._of(stage), self.images.shard_size
             if not folder.exists:
-                size = size or (shard_of_few(len(ids)) if self.threat.pixels is None else None)
+                size = size or (shard_of_few(len(ids)) if isinstance(self.threat, Ball) else None)
             selection = Selection(seed=self.images.seed, shard_size=size)
         live = _Live(self, stage, self.ids if ids is None else ids)
         try:
@@ -369,7 +371,7 @@ class Evaluation:
         if stage.name in self.beyond:
             self.introduce()
             searched, broken = self._beyond(stage)
-            where = f"(not counted: within {stage.attack.ball})"  # type: ignore[attr-defined]
+            where = f"(not counted: within {stage.attack.ball})"
             print(f"{stage.name:<16} {searched:>8} {broken:>7} {where:>36}", flush=True)
         if (tally := self.known.tallies.get(stage.name)) is None:
             return
@@ -389,7 +391,7 @@ class Evaluation:
         from analysis.validity import CHECKS
 
         found = [*self.probe.checks, *filter(None, map(self._check, self.stages))]
-        if self.threat.pixels is None:
+        if isinstance(self.threat, Ball):
             told = {check.name for check in found}
             found += [Check(x, State.NOT_RUN, "its search is left out") for x in CHECKS.values() if x not in told]
         return found
@@ -428,7 +430,7 @@ class Evaluation:
         within = self.known.ids[np.isin(self.known.broken_by, self._names(*_BY_GRADIENTS))]
         inside = np.intersect1d(within, self._ids(stage, SEARCHED))
         lost = np.setdiff1d(inside, self._ids(stage, (Status.SUCCESS,)))
-        return monotone(len(lost), len(inside), str(stage.attack.ball), seconds)  # type: ignore[attr-defined]
+        return monotone(len(lost), len(inside), str(stage.attack.ball), seconds)
 
     def _names(self, *roles: Role) -> list[str]:
         return [stage.name for stage in self.stages if stage.role in roles]

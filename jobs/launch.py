@@ -25,6 +25,7 @@ from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.actor import ShardSummary, SharedModel
 from workers.attacks.attack import Attack
+from workers.budgets import Number, in_levels
 from workers.errors import StorageError, WrongInput
 from workers.places import Place
 from workers.remedies.checks import UNPROBED, Probe
@@ -88,10 +89,10 @@ class Where(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     workers: int | None = Field(None, ge=1, description="Search actors; as many as there is room for when absent.")
-    gpus_per_worker: float | None = Field(
+    gpus_per_worker: Number | None = Field(
         None, ge=0, description="GPUs an actor, fractions allowed; one where the cluster has GPUs, when absent."
     )
-    cpus_per_worker: float = Field(1, gt=0, description="Processors an actor, and its torch threads.")
+    cpus_per_worker: Number = Field(1, gt=0, description="Processors an actor, and its torch threads.")
     address: str | None = Field(None, description="Ray cluster to join; else RAY_ADDRESS, else a local Ray.")
     shard_timeout: float = Field(
         3600, gt=0, description="Seconds after which a shard is taken to hang, and its worker is started anew."
@@ -185,6 +186,7 @@ def launch(
     if out.local:
         require_lasting(out.path)
     folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
+    attacks = [attack.for_images(subject.dataset.shape) for attack in attacks]
     for attack in attacks:
         attack.check(subject.dataset.shape, subject.classes)
         attack.check_goal(targeted=selection.target is not None)
@@ -311,6 +313,7 @@ class _Launch:
             "probe": self.probe.describe(),
             "versions": {"python": platform.python_version()} | {name: version_of(name) for name in _PACKAGES},
             "budgets": {attack.params_hash: getattr(attack, attack.BUDGET) for attack in self.attacks if attack.BUDGET},
+            "threats": {attack.params_hash: attack.ball.describe() for attack in self.attacks if attack.ball},
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         size = self.selection.shard_size or max(1, min(even, *(attack.shard_size for attack in self.attacks)))
@@ -324,7 +327,8 @@ class _Launch:
         )
 
     def _search(self, plan: Plan, left: Completion, pool: SearchPool, model: SharedModel) -> None:
-        total, budgets, tally = left.rows_left, len(plan.params_hashes), _Tally()
+        total, budgets = left.rows_left, len(plan.params_hashes)
+        tally = _Tally(self.attacks, [0] * budgets, [0] * budgets)
         metrics = SearchMetrics(self.attacks[0].NAME, self.folder.place.name)
         title = self.title if total == plan.rows else f"{self.title} (resumed, {plan.rows - total} rows done before)"
         try:
@@ -360,17 +364,19 @@ class _Launch:
 
 @dataclass
 class _Tally:
-    """What the shards of this start add up to."""
+    """What the shards of this start add up to; searched rows and successes at each budget."""
 
-    searched: int = 0
-    successes: int = 0
+    attacks: Sequence[Attack]
+    searched: list[int]
+    successes: list[int]
     failed: int = 0
     queries: int = 0
     seconds: float = 0
 
     def add(self, summary: ShardSummary) -> None:
-        self.searched += summary.searched
-        self.successes += summary.successes
+        for at, (searched, successes) in enumerate(summary.at_budgets):
+            self.searched[at] += searched
+            self.successes[at] += successes
         self.failed += summary.failed
         self.queries += summary.queries
         self.seconds += summary.seconds
@@ -379,9 +385,17 @@ class _Tally:
         """In a few words; nothing while no shard is done."""
         if not self.seconds:
             return f"{self.failed} failed" if self.failed else ""
-        rate = f"success {self.successes / self.searched:.1%}" if self.searched else "nothing searched"
+        rate = f"success {self._rates()}" if all(self.searched) else "nothing searched"
         broken = f", {self.failed} failed" if self.failed else ""
         return f"{rate}, {_short(workers * self.queries / self.seconds)} queries/s{broken}"
+
+    def _rates(self) -> str:
+        """The rate at each budget; of many, at the first and the last."""
+        rates = [f"{hits / of:.1%}" for hits, of in zip(self.successes, self.searched, strict=True)]
+        if len(rates) == 1:
+            return rates[0]
+        said = [f"{rate} at {attack.budget}" for rate, attack in zip(rates, self.attacks, strict=True)]
+        return ", ".join(said) if len(said) <= 3 else f"{said[0]} to {said[-1]}"
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -389,7 +403,7 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     goal = "untargeted" if target is None else f"towards {target}"
     text = f"{attack.title} {goal}: success {summary.success}"
     if summary.success.hits:
-        text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.2f}, L∞ {summary.linf:.2f}"
+        text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.3g}, L∞ {in_levels(summary.linf or 0)}"
     others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]
     return "; ".join([text, *others])
 

@@ -16,7 +16,7 @@ from jobs.examples import examples
 from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.subject import Subject
 from jobs.typed import command as typed
-from jobs.typed import flags
+from jobs.typed import flags, word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
@@ -208,7 +208,7 @@ def _search(run: RecordedRun) -> list[str]:
     frozen, recorded = run.plan.frozen, run.plan.recorded
     parameters, budget = dict(frozen["parameters"]), run.attacks[0].BUDGET
     if budget and isinstance(values := parameters.get(budget), list):
-        parameters[budget] = ",".join(map(str, values))
+        parameters[budget] = ",".join(map(word, values))
     words = ["attack", frozen["attack"]]
     words += flags({name: recorded[name] for name in ("model", "weights", "data", "mean", "std")})
     words += flags({"split": None if frozen["split"] == "all" else frozen["split"]})

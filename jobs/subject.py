@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.progress import progress, say
+from workers.budgets import number
 from workers.errors import WrongInput, in_one_line
 from workers.images import Dataset
 from workers.remedies.checks import UNPROBED, Check, Probe, State
@@ -192,12 +193,11 @@ def numbers(text: str, kind: type[Any], flag: str) -> tuple[Any, ...]:
         WrongInput: naming the flag.
     """
     try:
-        values = tuple(kind(part) for part in text.split(",")) if text.strip() else ()
+        read = number if kind is float else kind
+        values = tuple(read(part) for part in text.split(",")) if text.strip() else ()
     except ValueError:
-        what = "whole numbers" if kind is int else "numbers"
+        what = "whole numbers" if kind is int else "numbers, as 0.03 or 8/255,"
         raise WrongInput(f"{flag}: expected {what} separated by commas, got {text!r}") from None
-    if any(value != value or abs(value) == float("inf") for value in values):
-        raise WrongInput(f"{flag}: expected finite numbers, got {text!r}")
     return values
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import ClassVar, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,11 +27,28 @@ from workers.attacks import (
     Square,
 )
 from workers.attacks.adaptive import Form
-from workers.attacks.norm_ball import Ball, Norm
+from workers.attacks.norm_ball import require_radius
+from workers.budgets import Amount, Norm, default_epsilon, defaults
 from workers.errors import WrongInput
 from workers.remedies.checks import UNPROBED, Probe
+from workers.threat import Ball, Pixels, Threat
 
-__all__ = ["DetectorThreat", "Role", "Search", "Stage", "Threat", "adaptive_searches", "fitting", "naive_searches"]
+__all__ = [
+    "BallFlags",
+    "DetectorThreatFlags",
+    "Role",
+    "Search",
+    "Stage",
+    "ThreatFlags",
+    "adaptive_searches",
+    "beam",
+    "fitting",
+    "naive_searches",
+    "said_of",
+    "stages_within",
+]
+
+EACH = f"linf {defaults('linf')}; l2 {defaults('l2')}"
 
 RATIO = 1.5
 """The default threat reaches so many times the median L2 distance at which the undefended classifier falls."""
@@ -82,99 +99,140 @@ class Stage:
     as_given: bool = False
 
 
-class Threat(BaseModel):
-    """What an attacker may do to an image: move it within ε in a norm, or change k pixels."""
+class BallFlags(BaseModel):
+    """How far an attacker may move an image."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    USUAL: ClassVar[Norm] = "linf"
+
+    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; linf when absent.")
+    epsilon: Amount | None = Field(None, ge=1 / 255, description=f"ε, for pixels in [0, 1]. When absent: {EACH}.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.epsilon is not None:
+            require_radius(self.norm or self.USUAL, self.epsilon)
+        return self
+
+    def ball(self, shape: tuple[int, int, int]) -> Ball:
+        """The ball around images ``(C, H, W)``."""
+        norm = self.norm or self.USUAL
+        return Ball(norm, default_epsilon(norm, shape) if self.epsilon is None else self.epsilon)
+
+
+class ThreatFlags(BallFlags):
+    """What an attacker may do to an image: move it within ε in a norm, or change k pixels."""
 
     norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; linf when --pixels is absent.")
-    epsilon: float | None = Field(None, description="ε, for pixels in [0, 1]; 0.1 with linf when absent.")
     pixels: int | None = Field(None, ge=1, description="k pixels may change, to anything, instead of a norm and ε.")
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
             raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
-        if self.norm == "l2" and self.epsilon is None:
-            raise WrongInput("--epsilon: must be given with --norm l2")
         return self
 
-    @property
-    def ball(self) -> tuple[Norm, float]:
-        """Norm and ε of a threat that is not one of pixels."""
-        return self.norm or "linf", 0.1 if self.epsilon is None else self.epsilon
+    def threat(self, shape: tuple[int, int, int]) -> Ball | Pixels:
+        """The threat to images ``(C, H, W)``."""
+        return Pixels(self.pixels) if self.pixels else self.ball(shape)
 
-    def describe(self) -> dict[str, Any]:
-        """As ``verdict.json`` has it."""
-        return {"pixels": self.pixels} if self.pixels else dict(zip(("norm", "epsilon"), self.ball, strict=True))
 
-    def __str__(self) -> str:
-        if self.pixels:
-            return f"{self.pixels} changed pixel{'s' * (self.pixels > 1)}"
-        return str(Ball(*self.ball))
+class DetectorThreatFlags(ThreatFlags):
+    """What an attacker may do to an image; without a norm and ε, move it as far as the undefended classifier needs."""
 
-    def stages(self, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
-        """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
+    USUAL: ClassVar[Norm] = "l2"
 
-        Args:
-            probe: what was found out about the model: one that hides its gradients is searched as it was given by the
-                first attacks, under remedies by the others; one that cannot be made to have any, by none of those.
+    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; l2 when absent.")
+    epsilon: Amount | None = Field(
+        None,
+        ge=1 / 255,
+        description=f"ε, for pixels in [0, 1]. When absent: l2 {RATIO} times the median distance at which the "
+        f"undefended classifier falls; linf {defaults('linf')}.",
+    )
 
-        Raises:
-            WrongInput: for an ε or k that no attack takes.
-        """
-        if self.pixels == 1:
-            return (
-                Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
-                Stage("pixel-beam", PixelBeam(pixels=1)),
-                Stage("one-pixel-exact", OnePixelExact(), certifies=True, as_given=True),
-                Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
-            )
-        if k := self.pixels:
-            return (
-                Stage("random-pixels", RandomPixels(pixels=k, max_queries=100)),
-                Stage("pixel-beam-1", PixelBeam(pixels=k, width=1, candidates=max(200, k))),
-                Stage("pixel-beam", PixelBeam(pixels=k, candidates=max(200, k))),
-                Stage("sparse-rs", SparseRS(pixels=k, max_queries=5000)),
-                Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
-            )
-        norm, epsilon = self.ball
-        first = probe.differentiable
-        by_gradients: tuple[Stage, ...] = (
-            *((Stage("fgsm", FGSM(epsilon=epsilon), as_given=first),) if norm == "linf" else ()),
-            Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10), as_given=first),
-            Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
-            Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
-            Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
-        )
-        deep = APGD(epsilon=epsilon, norm=norm, steps=200, restarts=2)
-        deeper: tuple[Stage, ...] = (
-            Stage("more-steps", deep, role=Role.DEEPER),
-            Stage("more-steps-all", deep, role=Role.DEEPER_ALL),
-        )
-        queries = 1000 if probe.remedies.draws else 5000  # each is several answers
-        without = (
-            Stage("noise", Noise(epsilon=epsilon, norm=norm), role=Role.NOISE, as_given=True),
-            Stage("transfer", APGD(epsilon=epsilon, norm=norm, steps=50), role=Role.TRANSFER),
-            Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=queries), role=Role.BLACK_BOX),
-        )
-        beyond = self._beyond()
-        last: tuple[Stage, ...] = ()
-        if norm == "linf":
-            last = (Stage("rays", RayS(epsilon=epsilon, max_queries=queries), role=Role.HARD_LABEL, as_given=True),)
-        if not probe.searchable:
-            by_gradients, deeper, beyond = (), (), ()
-        return (*by_gradients, *deeper, *without, *beyond, *last)
+    def known(self, shape: tuple[int, int, int]) -> Ball | Pixels | None:
+        """The threat to images ``(C, H, W)``; None where the undefended classifier is to tell."""
+        is_open = self.norm != "linf" and (self.epsilon, self.pixels) == (None, None)
+        return None if is_open else self.threat(shape)
 
-    def _beyond(self) -> tuple[Stage, ...]:
-        """Searches outside the ball, which must break the more for it."""
-        norm, epsilon = self.ball
-        # An L2 ball that holds all images would shrink every step to nothing beside the first; this one is far enough.
-        most = 1.0 if norm == "linf" else max(10.0, 4 * epsilon)
+
+def said_of(threat: Threat, *, given: bool) -> list[str]:
+    """What a user is told of an ε before the search: the default that was taken, the levels that are searched.
+
+    Args:
+        threat: the threat.
+        given: whether the user gave its ε.
+    """
+    if not isinstance(threat, Ball):
+        return []
+    default = [] if given else [f"{threat}: the default for such images; --epsilon takes another"]
+    return default + [threat.note] * bool(threat.note)
+
+
+def stages_within(threat: Ball | Pixels, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
+    """The attacks, from cheap to dear; order and sizes were measured (``benchmarks/anytime.py``).
+
+    Args:
+        threat: what they keep to.
+        probe: what was found out about the model: one that hides its gradients is searched as it was given by the
+            first attacks, under remedies by the others; one that cannot be made to have any, by none of those.
+
+    Raises:
+        WrongInput: for an ε or k that no attack takes.
+    """
+    if threat == Pixels(1):
         return (
-            Stage("larger", APGD(epsilon=min(2 * epsilon, most), norm=norm, steps=20), role=Role.LARGER),
-            Stage("unbounded", APGD(epsilon=most, norm=norm, steps=40), role=Role.UNBOUNDED),
+            Stage("random-pixels", RandomPixels(pixels=1, max_queries=100)),
+            Stage("pixel-beam", PixelBeam(pixels=1)),
+            Stage("one-pixel-exact", OnePixelExact(), certifies=True, as_given=True),
+            Stage("de", DifferentialEvolution(pixels=1, population=400, generations=75)),
         )
+    if isinstance(threat, Pixels):
+        k = threat.count
+        return (
+            Stage("random-pixels", RandomPixels(pixels=k, max_queries=100)),
+            Stage("pixel-beam-1", PixelBeam(pixels=k, width=1, candidates=max(200, k))),
+            Stage("pixel-beam", PixelBeam(pixels=k, candidates=max(200, k))),
+            Stage("sparse-rs", SparseRS(pixels=k, max_queries=5000)),
+            Stage("de", DifferentialEvolution(pixels=k, population=400, generations=75)),
+        )
+    norm, epsilon = cast("Norm", threat.norm), threat.epsilon
+    first = probe.differentiable
+    by_gradients: tuple[Stage, ...] = (
+        *((Stage("fgsm", FGSM(epsilon=epsilon), as_given=first),) if norm == "linf" else ()),
+        Stage("pgd", PGD(epsilon=epsilon, norm=norm, steps=10), as_given=first),
+        Stage("apgd-ce-20", APGD(epsilon=epsilon, norm=norm, steps=20)),
+        Stage("apgd-ce", APGD(epsilon=epsilon, norm=norm, steps=100)),
+        Stage("apgd-dlr", APGD(epsilon=epsilon, norm=norm, steps=100, loss="dlr")),
+    )
+    deep = APGD(epsilon=epsilon, norm=norm, steps=200, restarts=2)
+    deeper: tuple[Stage, ...] = (
+        Stage("more-steps", deep, role=Role.DEEPER),
+        Stage("more-steps-all", deep, role=Role.DEEPER_ALL),
+    )
+    queries = 1000 if probe.remedies.draws else 5000  # each is several answers
+    without = (
+        Stage("noise", Noise(epsilon=epsilon, norm=norm), role=Role.NOISE, as_given=True),
+        Stage("transfer", APGD(epsilon=epsilon, norm=norm, steps=50), role=Role.TRANSFER),
+        Stage("square", Square(epsilon=epsilon, norm=norm, max_queries=queries), role=Role.BLACK_BOX),
+    )
+    beyond = _beyond(norm, epsilon)
+    last: tuple[Stage, ...] = ()
+    if norm == "linf":
+        last = (Stage("rays", RayS(epsilon=epsilon, max_queries=queries), role=Role.HARD_LABEL, as_given=True),)
+    if not probe.searchable:
+        by_gradients, deeper, beyond = (), (), ()
+    return (*by_gradients, *deeper, *without, *beyond, *last)
+
+
+def _beyond(norm: Norm, epsilon: float) -> tuple[Stage, ...]:
+    """Searches outside the ball, which must break the more for it."""
+    # An L2 ball that holds all images would shrink every step to nothing beside the first; this one is far enough.
+    most = 1.0 if norm == "linf" else max(10.0, 4 * epsilon)
+    return (
+        Stage("larger", APGD(epsilon=min(2 * epsilon, most), norm=norm, steps=20), role=Role.LARGER),
+        Stage("unbounded", APGD(epsilon=most, norm=norm, steps=40), role=Role.UNBOUNDED),
+    )
 
 
 def fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...], dict[str, str]]:
@@ -198,36 +256,10 @@ def fitting(stages: Sequence[Stage], subject: Subject) -> tuple[tuple[Stage, ...
     return tuple(fit), {name: f"left out: {str(error).split(': ', 1)[-1]}" for name, error in refused.items()}
 
 
-class DetectorThreat(Threat):
-    """What an attacker may do to an image; without a norm and ε, move it as far as the undefended classifier needs."""
-
-    norm: Norm | None = Field(None, description="Norm of the ball: linf or l2; l2 when absent.")
-    epsilon: float | None = Field(
-        None,
-        gt=0,
-        description=f"ε, for pixels in [0, 1]; {RATIO} times the median distance at which the undefended classifier "
-        "falls when absent, in L2.",
-    )
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
-        if self.pixels is not None and (self.norm, self.epsilon) != (None, None):
-            raise WrongInput("--pixels: is a threat of its own, without --norm and --epsilon")
-        if self.norm == "linf" and self.epsilon is None:
-            raise WrongInput("--epsilon: must be given with --norm linf")
-        if self.norm == "linf" and self.epsilon is not None and not 1 / 255 <= self.epsilon <= 1:
-            raise WrongInput(f"--epsilon: must lie in 1/255 to 1 with --norm linf, got {self.epsilon}")
-        return self
-
-    @property
-    def ball(self) -> tuple[Norm, float]:
-        assert self.epsilon is not None
-        return self.norm or "l2", self.epsilon
-
-    def beam(self, width: int = 1) -> PixelBeam:
-        """The few-pixel search: of k pixels, of five where the threat is another."""
-        pixels = self.pixels or 5
-        return PixelBeam(pixels=pixels, width=width, candidates=max(200, pixels))
+def beam(threat: Threat | None, width: int = 1) -> PixelBeam:
+    """The few-pixel search of a detector's evaluation: of k pixels, of five where the threat is another."""
+    pixels = threat.count if isinstance(threat, Pixels) else 5
+    return PixelBeam(pixels=pixels, width=width, candidates=max(200, pixels))
 
 
 @dataclass(frozen=True)
@@ -251,11 +283,11 @@ class Search:
     lenient: bool = False
 
 
-def naive_searches(threat: DetectorThreat) -> list[Search]:
-    """What is tried by an attacker who does not know of a detector."""
+def naive_searches(threat: Ball | Pixels | None) -> list[Search]:
+    """What is tried by an attacker who does not know of a detector; a threat that is open yet is None."""
     more = []
-    if threat.epsilon is not None:
-        norm, epsilon = threat.ball
+    if isinstance(threat, Ball):
+        norm, epsilon = cast("Norm", threat.norm), threat.epsilon
         more.append(Search(f"pgd-{norm}", "naive", PGD(norm=norm, epsilon=epsilon, steps=40)))
     return [
         Search("ifgsm", "naive", IterativeFGSM(steps=300, full=True)),
@@ -263,19 +295,19 @@ def naive_searches(threat: DetectorThreat) -> list[Search]:
         Search("jsma", "few-pixel", JSMA(gamma=0.145), targeted=True),
         Search("ddn", "minimal-norm", DDN(steps=100)),
         Search("ddn-targeted", "minimal-norm", DDN(steps=100), targeted=True),
-        Search("pixel-beam", "few-pixel", threat.beam()),
+        Search("pixel-beam", "few-pixel", beam(threat)),
     ]
 
 
-def adaptive_searches(threat: DetectorThreat, steps: int, *, few_pixel: bool = True) -> list[Search]:
+def adaptive_searches(threat: Ball | Pixels | None, steps: int, *, few_pixel: bool = True) -> list[Search]:
     """What is tried by one who does.
 
     Args:
-        threat: the norm, or the pixels.
+        threat: the norm, L2 where it has none, or the pixels.
         steps: of gradient searches.
         few_pixel: whether pixels are searched as well, some thousand queries an image.
     """
-    norm = threat.norm or "l2"
+    norm: Norm = cast("Norm", threat.norm) if isinstance(threat, Ball) else "l2"
     forms: tuple[Form, ...] = ("joint", "selective", "orthogonal", "matching")
     if norm == "l2":
         forms += ("penalty",)
@@ -284,8 +316,8 @@ def adaptive_searches(threat: DetectorThreat, steps: int, *, few_pixel: bool = T
         Search("adaptive-targeted", "adaptive", Adaptive(norm=norm, steps=steps), targeted=True, dear=True),
     ]
     if few_pixel:
-        de = DifferentialEvolution(pixels=threat.beam().pixels, population=50, generations=40)
-        dear = threat.pixels is None
-        found.append(Search("adaptive-beam", "adaptive", threat.beam(), dear=dear))
+        de = DifferentialEvolution(pixels=beam(threat).pixels, population=50, generations=40)
+        dear = not isinstance(threat, Pixels)
+        found.append(Search("adaptive-beam", "adaptive", beam(threat), dear=dear))
         found.append(Search("adaptive-de", "adaptive", de, dear=dear))
     return found

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.examples import examples
 from jobs.exits import DEFENSE_PARAMETERS, Interrupted
 from jobs.progress import progress, say
+from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.images import Dataset
 from workers.sources import NAMES, load_data
@@ -35,7 +36,7 @@ class TrainOptions(BaseModel):
     epochs: int = Field(12, ge=1, le=10_000, description="Passes over the training images.")
     seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights, the order of images and every draw.")
     batch_size: int = Field(256, ge=1, description="Images a step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's.")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="Adam's.")
 
 
 def app_for(arguments: Sequence[str]) -> App:

@@ -6,11 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from cyclopts import App, Group, Parameter
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.store import RunFolder
 from jobs.examples import examples
@@ -19,16 +19,18 @@ from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
 from jobs.subject import Subject, load_training, numbers
+from jobs.threat import BallFlags, said_of
 from jobs.typed import changed, flags
 from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
-from workers.attacks.norm_ball import Ball, Norm
+from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.images import Dataset
 from workers.places import Place
 from workers.results import Status, distances, write_part
 from workers.sources import load_data
+from workers.threat import Ball
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from analysis.transfer import Answers, Cell, TransferReport
     from jobs.surrogates import Made
 
-__all__ = ["KINDS", "Question", "Threat", "app", "attacks_within", "twice"]
+__all__ = ["KINDS", "Question", "app", "attacks_within", "twice"]
 
 KINDS = ("seed", "half", "mlp", "kernel", "substitute")
 """Surrogates that the command makes: the CNN from another seed, and from half of the images; a multilayer perceptron;
@@ -64,31 +66,6 @@ app = App(
 )
 
 
-class Threat(BaseModel):
-    """What an attacker may do to an image: move it within ε in a norm."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    norm: Norm = Field("linf", description="Norm of the ball: linf or l2.")
-    epsilon: float | None = Field(None, gt=0, description="ε, for pixels in [0, 1]; 0.3 with linf when absent.")
-
-    @model_validator(mode="after")
-    def _sized(self) -> Self:
-        if self.norm == "l2" and self.epsilon is None:
-            raise WrongInput("--epsilon: must be given with --norm l2")
-        if self.epsilon is not None and not self.epsilon >= 1 / 255:
-            raise WrongInput(f"--epsilon: must be at least 1/255, got {self.epsilon}")
-        return self
-
-    @property
-    def ball(self) -> Ball:
-        """The images that are allowed."""
-        return Ball(self.norm, 0.3 if self.epsilon is None else self.epsilon)
-
-    def __str__(self) -> str:
-        return str(self.ball)
-
-
 class Question(BaseModel):
     """What is asked, and how much is tried."""
 
@@ -98,22 +75,21 @@ class Question(BaseModel):
     steps: int = Field(40, ge=1, le=100_000, description="Steps of the searches within the ball.")
     surrogate_epochs: int = Field(5, ge=1, le=10_000, description="Passes over the training images of a surrogate.")
     queries: int = Field(9600, ge=10, le=10**7, description="Images, at most, that a substitute asks its victim about.")
-    tolerance: float = Field(
+    tolerance: Number = Field(
         0.1, gt=0, lt=1, description="Largest acceptable share of images that fool a model and were made on others."
     )
     require: str | None = Field(None, pattern="^holds$", description="holds: exit code 1 unless every model does.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the choice of images and of every draw.")
 
 
-def attacks_within(threat: Threat, steps: int) -> dict[str, Attack]:
+def attacks_within(ball: Ball, steps: int) -> dict[str, Attack]:
     """The searches of each source by name; what `twice` makes of the last is tried beside them.
 
     A search that ends at the first success leaves images that only just succeed, which transfer little; so beside
     ``pgd`` there is one that goes on to its last step (L∞), and beside the smallest change its double.
     """
-    ball = threat.ball
-    found: dict[str, Attack] = {"pgd": PGD(norm=threat.norm, epsilon=ball.epsilon, steps=steps)}
-    if threat.norm == "linf":
+    found: dict[str, Attack] = {"pgd": PGD(norm=ball.norm, epsilon=ball.epsilon, steps=steps)}
+    if ball.norm == "linf":
         found = {"fgsm": FGSM(epsilon=ball.epsilon)} | found
         found["bim"] = IterativeFGSM(steps=steps, step_size=ball.radius / 255 / steps, full=True)
     return found | {"ddn": DDN(steps=100)}
@@ -145,7 +121,7 @@ def transfer(
     networks: Annotated[str | None, Parameter(group=Group("Surrogates"))] = None,
     training_data: Annotated[str | None, Parameter(group=Group("Surrogates"))] = None,
     retry_failed: Annotated[bool, Parameter(negative="", group=Group("Models and images"))] = False,
-    threat: Annotated[Threat | None, Parameter(name="*", group=Group("Threat"))] = None,
+    threat: Annotated[BallFlags | None, Parameter(name="*", group=Group("Threat"))] = None,
     question: Annotated[Question | None, Parameter(name="*", group=Group("What is asked"))] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
 ) -> int:
@@ -162,10 +138,10 @@ def transfer(
         training_data: What surrogates are trained on; the train split of --data when absent.
         retry_failed: Search the images again whose search failed.
     """
-    threat, question, where = threat or Threat(), question or Question(), where or Where()
+    given, question, where = threat or BallFlags(), question or Question(), where or Where()
     named = {"models": models, "data": data, "split": split, "mean": mean, "std": std, "surrogates": surrogates,
              "networks": networks, "training_data": training_data}  # fmt: skip
-    command = typed("transfer", *flags(named), *changed(threat, question, where), "--out", out)
+    command = typed("transfer", *flags(named), *changed(given, question, where), "--out", out)
     kinds = _kinds(surrogates)
     references = [text.strip() for text in models.split(",") if text.strip()]
     if len(set(references)) < len(references):
@@ -175,9 +151,10 @@ def transfer(
     folder = FrozenFolder(on_disk("--out", out), "transfer")
     folder.require_usable()
     trained = on_disk("--networks", networks) if networks else folder.path / "surrogates"
-    attacks = attacks_within(threat, question.steps)
     host = WorkerHost(where)
     dataset = load_data(data, split, say=say)
+    ball = given.ball(dataset.shape)
+    attacks = attacks_within(ball, question.steps)
     if kinds and min(dataset.shape[1:]) < 7:
         raise WrongInput(
             f"--surrogates: the CNN needs images of at least 7×7, got {dataset.shape[1]}×{dataset.shape[2]}"
@@ -189,8 +166,7 @@ def transfer(
             attack.check(dataset.shape, subject.classes)
     asked = {
         "models": {name: subject.recipe.content_hash for name, subject in victims.items()},
-        "norm": threat.norm,
-        "epsilon": threat.ball.epsilon,
+        **ball.describe(),
         **question.model_dump(mode="json", exclude={"require", "tolerance"}),
         "surrogates": ", ".join(kinds),
         "split": dataset.split,
@@ -200,13 +176,15 @@ def transfer(
     }
     if folder.exists:
         folder.compare(asked)
-    job = _Transfer(victims, dataset, training, folder, trained, host, threat, question, kinds, attacks, retry_failed)
+    job = _Transfer(victims, dataset, training, folder, trained, host, ball, question, kinds, attacks, retry_failed)
     with folder.locked(), host:
         if fresh := not folder.exists:
             job.require_images()
             folder.create(asked)
         else:
             folder.compare(asked)
+        for line in said_of(ball, given=given.epsilon is not None):
+            say(line)
         try:
             if fresh:
                 host.pool()  # refuses what does not fit before anything is trained
@@ -218,7 +196,7 @@ def transfer(
                 folder.forget()
             raise
         report = job.report()
-        _publish(folder, report, threat, command)
+        _publish(folder, report, ball, command)
     return _tell(folder, report, job)
 
 
@@ -289,7 +267,7 @@ class _Transfer:
     folder: FrozenFolder
     networks: Path
     host: WorkerHost
-    threat: Threat
+    threat: Ball
     question: Question
     kinds: tuple[str, ...]
     attacks: dict[str, Attack]
@@ -450,7 +428,7 @@ class _Transfer:
                 "image_id": rows["image_id"],
                 "label": self.dataset.labels[ids],
                 **vars(moved),
-                "within": self.threat.ball.within(moved),
+                "within": self.threat.within(moved),
                 **{f"of {name}": answers(model, images) for name, model in self._asked(source).items()},
             }
         )
@@ -495,14 +473,14 @@ def _slug(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", name.replace("×", "x"))
 
 
-def _publish(folder: FrozenFolder, report: "TransferReport", threat: Threat, command: str) -> None:
+def _publish(folder: FrozenFolder, report: "TransferReport", ball: Ball, command: str) -> None:
     """Writes verdict, tables, figures and page."""
     from analysis.exhibits import write_exhibits
     from analysis.figures.transfer import transfer_exhibits
     from analysis.page.transfer import render_transfer
     from analysis.transfer import to_json, to_table
 
-    verdict = to_json(report) | {"threat": {"norm": threat.norm, "epsilon": threat.ball.epsilon}}
+    verdict = to_json(report) | {"threat": ball.describe()}
     write_part(to_table(report), Place.of(folder.path / "transfer.parquet"))
     write_whole(folder.path / "verdict.json", (json.dumps(verdict, indent=1) + "\n").encode())
     exhibits = transfer_exhibits(report)

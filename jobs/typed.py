@@ -6,7 +6,14 @@ from typing import Any
 
 from pydantic import BaseModel
 
-__all__ = ["changed", "command", "flags"]
+from workers.budgets import spelled
+
+__all__ = ["changed", "command", "flags", "word"]
+
+
+def word(value: Any) -> str:
+    """A parameter's value as it is typed; an amount in whole levels as ``8/255``."""
+    return spelled(value) if isinstance(value, float) else str(value)
 
 
 def command(name: str, *words: str) -> str:
@@ -36,7 +43,7 @@ def flags(values: Mapping[str, Any], flag_of: Callable[[str], str] = _flag) -> l
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, Iterable) and not isinstance(value, str):
-            words += [flag, *map(str, value)]
+            words += [flag, *map(word, value)]
         elif value not in (None, ""):
-            words += [flag, str(value)]
+            words += [flag, word(value)]
     return words

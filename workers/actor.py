@@ -107,19 +107,27 @@ class ShardSummary:
 
     Attributes:
         rows: how many rows the part has.
-        searched: rows whose image was searched to an end.
-        successes: rows with status ``success``.
+        at_budgets: at each budget the rows whose image was searched to an end, and those with status ``success``.
         failed: rows with status ``failed``.
         queries: model evaluations.
         seconds: wall time in the actor.
     """
 
     rows: int
-    searched: int
-    successes: int
+    at_budgets: tuple[tuple[int, int], ...]
     failed: int
     queries: int
     seconds: float
+
+    @property
+    def searched(self) -> int:
+        """Rows whose image was searched to an end."""
+        return sum(searched for searched, _ in self.at_budgets)
+
+    @property
+    def successes(self) -> int:
+        """Rows with status ``success``."""
+        return sum(successes for _, successes in self.at_budgets)
 
 
 class SearchActor:
@@ -204,11 +212,14 @@ class SearchActor:
             write_part(pa.concat_tables(beside), shard.by_products)
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
-        ended = np.isin(status, SEARCHED)
+        by_budget = [
+            np.concatenate([result.status for result in results if result.params_hash == name]) for name in order
+        ]
         summary = ShardSummary(
             rows=len(status),
-            searched=int(ended.sum()),
-            successes=int((status == Status.SUCCESS).sum()),
+            at_budgets=tuple(
+                (int(np.isin(each, SEARCHED).sum()), int((each == Status.SUCCESS).sum())) for each in by_budget
+            ),
             failed=int((status == Status.FAILED).sum()),
             queries=int(sum(result.queries.sum() for result in results)),
             seconds=time.perf_counter() - started,

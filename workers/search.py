@@ -291,6 +291,7 @@ def search_budgets(
     whole = judging(model)
     evaluator = DenseEvaluator(whole, block=block, batch=batch)
     clean = _eight_bit(images).to(evaluator.device)
+    attacks = [attack.for_images((clean.shape[1], clean.shape[2], clean.shape[3])) for attack in attacks]
     label = _class_numbers("labels", labels, len(clean))
     target = None if targets is None else _class_numbers("targets", targets, len(clean))
     ids = _image_ids(ids, len(clean))

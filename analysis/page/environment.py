@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from analysis.statistics import Estimate, Rate, percent
+from workers.budgets import in_levels
 
 __all__ = ["data_table", "embedded", "render_page", "script", "templates"]
 
@@ -25,7 +26,13 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "interval": _interval, "number": _number, "unbroken": _unbroken}
+    environment.filters |= {
+        "percent": percent,
+        "interval": _interval,
+        "number": _number,
+        "levels": _levels,
+        "unbroken": _unbroken,
+    }
     return environment
 
 
@@ -87,6 +94,10 @@ def _interval(found: Rate | Estimate) -> str:
     if found.interval is None:
         return "–"
     return f"{percent(found.interval[0])} to {percent(found.interval[1])}"
+
+
+def _levels(distance: float | None) -> str:
+    return "–" if distance is None else in_levels(distance)
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -17,7 +17,6 @@ from analysis.detection import (
     FalseAlarms,
     Headline,
     Kind,
-    Threat,
     Threshold,
     adaptive_unbeaten,
     calibrate,
@@ -33,10 +32,11 @@ from analysis.detection import (
     unbounded_succeeds,
 )
 from analysis.statistics import Rate
-from jobs.threat import Threat as CommandThreat
+from jobs.threat import ThreatFlags
 from tests.analysis.detector_cases import rows
+from workers.threat import Ball, threat_of
 
-SMALL = Threat(norm="linf", epsilon=0.1)
+SMALL = Ball("linf", 0.1)
 HALF = Threshold(0.05, 0.5, Rate(5, 100))
 
 
@@ -218,19 +218,16 @@ def test_rows_are_of_one_length_and_each_image_once() -> None:
 
 
 def test_threats_are_those_of_the_command_line() -> None:
-    l0, l2, linf = np.array([1, 2, 3]), np.array([0.5, 1.5, 1.0]), np.array([0.1, 0.2, 0.3], dtype=np.float32)
+    linf = np.array([25, 51, 52]) / 255
+    moved = rows(score=[0, 0, 0], fooled=[1, 1, 1], l0=[1, 2, 3], l2=[0.5, 1.5, 1.0], linf=linf)
     for flags, inside in (
         ({"norm": "linf", "epsilon": 0.2}, [True, True, False]),
         ({"norm": "l2", "epsilon": 1.0}, [True, False, True]),
         ({"pixels": 2}, [True, True, False]),
     ):
-        given = CommandThreat(**flags)
-        threat = Threat(**given.describe())
-        assert threat.within(l0, l2, linf).tolist() == inside
-        assert (threat.describe(), str(threat)) == (given.describe(), str(given))
-    for wrong in ({}, {"norm": "l2"}, {"epsilon": 1.0}, {"norm": "l2", "epsilon": 1.0, "pixels": 3}):
-        with pytest.raises(ValueError, match="a threat is"):
-            Threat(**wrong)
+        threat = ThreatFlags(**flags).threat((1, 28, 28))
+        assert threat.within(moved).tolist() == inside
+        assert threat_of(threat.describe()) == threat
 
 
 def test_the_headline_is_the_mean_of_the_worst() -> None:
@@ -255,7 +252,7 @@ def test_the_headline_by_hand() -> None:
         fooled=[1, 1, 1, 1, 1, 0],
         clean_prediction=[5, 5, 3, 3, 3, 3],
         attempted=[False, False, True, True, True, True],
-        linf=[0, 0, 0.2, 0.1, 0.1, 0.1],
+        linf=np.array([0, 0, 51, 25, 25, 25]) / 255,
     )
     other = rows("elsewhere", score=[0.0], fooled=[1], image_id=[77])
     worst = headline([attack, other], SMALL, HALF)

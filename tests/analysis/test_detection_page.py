@@ -18,7 +18,6 @@ from analysis.detection import (
     Kind,
     SeedNumbers,
     ShiftRow,
-    Threat,
     calibrate,
     cell,
     false_alarms,
@@ -30,6 +29,7 @@ from analysis.page import render_detection
 from analysis.statistics import Rate
 from tests.analysis.detector_cases import rows
 from tests.conftest import random_images
+from workers.threat import Ball, Pixels
 
 NAME = "<script>alert('name')</script>"
 
@@ -43,7 +43,7 @@ def a_report(name: str = NAME) -> DetectorReport:
     adaptive = rows("joint", kind=Kind.ADAPTIVE, score=rng.gamma(2, 0.1, 300), fooled=rng.random(300) < 0.95)
     few = rows("beam", kind=Kind.FEW_PIXEL, score=rng.gamma(2, 0.2, 40), fooled=rng.random(40) < 0.8)
     thresholds = [calibrate(calibration, rate) for rate in RATES]
-    attacks, threat = (naive, adaptive, few), Threat(norm="l2", epsilon=2.5)
+    attacks, threat = (naive, adaptive, few), Ball("l2", 2.5)
     headlines = tuple(headline(attacks, threat, threshold) for threshold in thresholds)
     checks = (Check("steps suffice", True, "50 % & 51 %"), Check("gradients present", False, "<i>none</i>"))
     images = random_images((1, 14, 12), 6, 3)
@@ -148,7 +148,7 @@ def test_its_pictures_are_the_examples() -> None:
 
 def test_a_detector_of_which_little_is_known() -> None:
     broken = calibrate(np.full(100, np.nan), 0.05)
-    worst = headline([rows(score=[0.0], fooled=[True])], Threat(pixels=5), broken)
+    worst = headline([rows(score=[0.0], fooled=[True])], Pixels(5), broken)
     report = DetectorReport(
         "constant",
         "",

@@ -210,7 +210,7 @@ def test_its_numbers_are_the_rows() -> None:
     assert sum(tag == "figure" for tag, _ in Seen(html).tags) == shown
     assert shown > 10
     assert "jsma → 2" in html
-    assert "--map prediction</span> <span>--theta 1.0" in html
+    assert "--map prediction</span> <span>--theta 1<" in html
 
 
 def test_its_pictures_are_the_images() -> None:

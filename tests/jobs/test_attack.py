@@ -117,6 +117,45 @@ def test_several_budgets_in_one_run(mnist_folder: Path, tmp_path: Path, capsys: 
     assert "--epsilon 0.3" in (tmp_path / "page.html").read_text()
 
 
+def test_what_a_budget_comes_to_is_said_beside_what_was_typed(
+    mnist_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags, out = ("fgsm", "--correct", "--limit", "6"), tmp_path / "run"
+    assert main(attack(mnist_folder, out, *flags, "--epsilon", "0.031,0.00392156,8/255")) == 0
+    said = capfd.readouterr()
+    lost = "L∞ ε = 0.031 is 7.905 levels of 255, images have whole ones: 7/255 is searched"
+    assert said.err.index(lost) < said.err.index(" on cpu")
+    assert said.err.count("is searched") == 1
+    assert " at 1/255, " in said.err  # each rate of the progress has its budget
+    assert " at 0.031 (7/255), " in said.err
+    for shown in ("--epsilon 1/255 ", "--epsilon 0.031 (7/255) ", "--epsilon 8/255 "):
+        assert f"fgsm {shown}untargeted: success" in said.out
+    assert "L∞ 0.00" not in said.out
+    recorded = json.loads((out / "run.json").read_text())["recorded"]
+    assert sorted(threat["levels"] for threat in recorded["threats"].values()) == [1, 7, 8]
+    assert {threat["epsilon"] for threat in recorded["threats"].values()} == {1 / 255, 0.031, 8 / 255}
+    linf = pq.read_table(out / "parts")["linf"].to_numpy()
+    assert set(np.rint(255 * linf).astype(int)) - {0} == {1, 7, 8}
+    same = "0.03100,0.00392157,0.03137254901960784"  # the same run
+    assert main(attack(mnist_folder, out, *flags, "--epsilon", same)) == 0
+    assert main(attack(mnist_folder, out, *flags, "--epsilon", "7/255,1/255,8/255")) == 2
+    assert main(["verify", str(out)]) == 0
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "--epsilon</span> 0.031 (7/255), untargeted" in page
+    assert "--epsilon 1/255,0.031,8/255" in page  # the command
+
+
+def test_a_default_is_said_and_frozen(mnist_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, flags = tmp_path / "run", ("fgsm", "--limit", "4")
+    assert main(attack(mnist_folder, out, *flags)) == 0
+    said = capfd.readouterr()
+    assert "L∞ ε = 0.3 (76/255): the default for such images; --epsilon takes another" in said.err
+    assert "fgsm --epsilon 0.3 (76/255) untargeted" in said.out
+    assert json.loads((out / "run.json").read_text())["frozen"]["parameters"] == {"epsilon": 0.3}
+    assert main(attack(mnist_folder, out, *flags, "--epsilon", "3/10")) == 0  # the same run
+
+
 LONG = ("ifgsm", "--limit", "400", "--steps", "400", "--target", "6", "--shard-size", "4")
 
 
@@ -271,7 +310,7 @@ def test_yaml_is_the_flags_and_flags_override(
     assert rows(tmp_path / "from-yaml") == rows(small_run)
     frozen = json.loads((tmp_path / "from-yaml" / "run.json").read_text())["frozen"]
     assert (frozen["limit"], frozen["parameters"]["epsilon"]) == (40, 0.15)
-    assert "fgsm --epsilon 0.15 untargeted: success" in capsys.readouterr().out
+    assert "fgsm --epsilon 0.15 (38/255) untargeted: success" in capsys.readouterr().out
 
 
 def test_targets_of_every_kind(mnist_folder: Path, tmp_path: Path) -> None:

@@ -142,7 +142,8 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
 def test_the_threat_follows_from_the_undefended_classifier(judged: Path) -> None:
     threat = json.loads((judged / "verdict.json").read_text())["threat"]
     lengths = [row["l2"] for row in rows(judged / "runs/ddn") if row["success"]]
-    assert threat == {"norm": "l2", "epsilon": pytest.approx(1.5 * np.median(lengths), abs=1e-3)}
+    epsilon = pytest.approx(1.5 * np.median(lengths), abs=1e-3)
+    assert threat == {"norm": "l2", "epsilon": epsilon, "squared_levels": int((255 * threat["epsilon"]) ** 2)}
 
 
 def test_controls_and_odd_scores(judged: Path) -> None:

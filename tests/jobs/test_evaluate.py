@@ -23,7 +23,7 @@ from jobs import evaluate
 from jobs.launch import Selection, resolve
 from jobs.main import main
 from jobs.subject import SubjectOptions, load_subject
-from jobs.threat import Stage, Threat, fitting
+from jobs.threat import Stage, ThreatFlags, fitting, stages_within
 from tests.jobs.test_typed import require_made_by
 from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
@@ -31,6 +31,7 @@ from workers.models.loading import read_model
 from workers.places import Place
 from workers.remedies.checks import UNPROBED, Probe
 from workers.results import Status
+from workers.threat import Ball, Pixels
 
 ROOT = Path(__file__).parent.parent.parent
 LIMIT = 60
@@ -64,12 +65,12 @@ def told(out: Path) -> dict[str, Any]:
 def few_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three short attacks in place of the norm threats' own."""
 
-    def stages(threat: Threat, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
-        epsilon = threat.ball[1]
+    def stages(threat: Ball, probe: Probe = UNPROBED) -> tuple[Stage, ...]:
+        epsilon = threat.epsilon
         attacks = FGSM(epsilon=epsilon), PGD(epsilon=epsilon, steps=4), APGD(epsilon=epsilon, steps=8, loss="dlr")
         return tuple(Stage(attack.NAME, attack) for attack in attacks)
 
-    monkeypatch.setattr(Threat, "stages", stages)
+    monkeypatch.setattr("jobs.evaluate.stages_within", stages)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
     )
     found, rows = verdict(calm), images(calm)
     assert found["verdict"] == "none asked"
-    assert found["threat"] == {"norm": "linf", "epsilon": 0.2}
+    assert found["threat"] == {"norm": "linf", "epsilon": 0.2, "levels": 51}
     assert [row["image_id"] for row in rows] == list(range(LIMIT))
     broken: dict[int, str] = {}
     queries = dict.fromkeys(range(LIMIT), 0)
@@ -112,7 +113,7 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
     assert found["clean_accuracy"]["images"] == sum(row["status"] != "wrong" for row in rows)
     assert found["spent"]["queries"] == sum(queries.values()) + sum(stage["queries"] for stage in found["beyond"])
     assert {stage["name"] for stage in [*found["stages"], *found["beyond"]]} | set(found["not_run"]) == {
-        stage.name for stage in Threat(epsilon=0.2).stages()
+        stage.name for stage in stages_within(Ball("linf", 0.2))
     }
     page = (calm / "page.html").read_text()
     assert "fgsm --epsilon 0.2" in page
@@ -188,7 +189,7 @@ def test_ended_by_budgets_killed_and_resumed(
     flags = ("--epsilon", "0.2", "--shard-size", "10")
     assert main(command(mnist_folder, out, *flags, "--max-seconds", "0.000001")) == 0
     assert verdict(out)["robust_accuracy"]["value"] == 1
-    assert set(verdict(out)["not_run"]) == {stage.name for stage in Threat(epsilon=0.2).stages()}
+    assert set(verdict(out)["not_run"]) == {stage.name for stage in stages_within(Ball("linf", 0.2))}
     assert not (out / "page.html").exists()
 
     assert main(command(mnist_folder, out, *flags, "--max-queries", "15")) == 0
@@ -251,7 +252,7 @@ def test_a_certificate_of_a_broken_image_is_a_failure(
     mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = Stage("pixel-beam", PixelBeam(pixels=1)), Stage("exact", OnePixelExact(), certifies=True)
-    monkeypatch.setattr(Threat, "stages", lambda threat, probe=UNPROBED: stages)
+    monkeypatch.setattr("jobs.evaluate.stages_within", lambda threat, probe=UNPROBED: stages)
     out = tmp_path / "pixel"
     flags = ("--pixels", "1", "--all-attacks", "--correct", "--limit", "4")
     assert main(command(mnist_folder, out, *flags)) == 0
@@ -379,28 +380,29 @@ def test_a_refused_start_leaves_nothing(mnist_folder: Path, tmp_path: Path) -> N
     [
         ({"pixels": 1, "epsilon": 0.1}, "--pixels"),
         ({"pixels": 1, "norm": "linf"}, "--pixels"),
-        ({"norm": "l2"}, "--epsilon"),
+        ({"epsilon": 1.5}, "--epsilon"),
     ],
 )
 def test_threats_that_are_refused(threat: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Threat(**threat)
+        ThreatFlags(**threat)
 
 
 def test_the_stages_of_a_threat() -> None:
-    ball = Threat(norm="l2", epsilon=1.5).stages()
+    ball = stages_within(Ball("l2", 1.5))
     assert {stage.attack.norm for stage in ball} == {"l2"}  # type: ignore[attr-defined]
     assert {stage.attack.epsilon for stage in ball if stage.role.counts} == {1.5}  # type: ignore[attr-defined]
     assert min(stage.attack.epsilon for stage in ball if not stage.role.counts) == 3.0  # type: ignore[attr-defined]
-    assert Threat().stages() == Threat(norm="linf", epsilon=0.1).stages()
+    assert ThreatFlags().threat((1, 28, 28)) == Ball("linf", 0.3)
+    assert ThreatFlags(norm="l2").threat((3, 32, 32)) == Ball("l2", 0.5)
     for k in (1, 2, 5, 300):
-        for stage in Threat(pixels=k).stages():
+        for stage in stages_within(Pixels(k)):
             assert getattr(stage.attack, "pixels", None) == k
             assert stage.certifies == (k == 1 and isinstance(stage.attack, OnePixelExact))
-    assert any(isinstance(stage.attack, PixelBeam) for stage in Threat(pixels=300).stages())
+    assert any(isinstance(stage.attack, PixelBeam) for stage in stages_within(Pixels(300)))
     for epsilon in (0.0, 1.5):
         with pytest.raises(WrongInput, match="--epsilon"):
-            Threat(epsilon=epsilon).stages()
+            stages_within(Ball("linf", epsilon))
 
 
 def test_the_first_refusal_is_told_when_no_attack_fits(mnist_folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_page_and_its_files(mnist_folder: Path, tmp_path: Path) -> None:
     rows = pq.read_table(files / "rows.parquet")
     assert rows["run"].to_pylist() == ["pgd"] * 24 + ["jsma"] * 6
     rate = Rate(sum(rows["success"].to_pylist()[12:24]), 12)
-    assert f"pgd --epsilon 0.1, untargeted: success on {rate}, the most of these attacks" in shown
+    assert f"pgd --epsilon 0.1 (25/255), untargeted: success on {rate}, the most of these attacks" in shown
     assert sorted(rows["queries"].to_pylist()) == sorted(q for t in tables.values() for q in t["queries"].to_pylist())
     assert {"adversarial", "shape"}.isdisjoint(rows.column_names)
     assert pyarrow.csv.read_csv(files / "rows.csv")["status"].to_pylist() == rows["status"].to_pylist()

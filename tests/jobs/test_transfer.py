@@ -19,7 +19,8 @@ from analysis.replay import stored_images
 from cluster.store import RunFolder
 from jobs import transfer
 from jobs.main import main
-from jobs.transfer import KINDS, Threat, twice
+from jobs.threat import BallFlags
+from jobs.transfer import KINDS, twice
 from tests.jobs.test_typed import require_made_by
 from workers.models.loading import read_model
 from workers.places import Place
@@ -124,7 +125,7 @@ def test_every_cell_again_from_the_stored_images(done: Path, models: list[Path])
         assert one["fooled_by_any"]["of"] == LIMIT
         assert one["verdict"] == "broken"
     assert said["verdict"] == "broken"
-    assert said["threat"] == {"norm": "linf", "epsilon": 0.3}
+    assert said["threat"] == {"norm": "linf", "epsilon": 0.3, "levels": 76}
     assert said["worst_transfer"]["attack"] in ("fgsm", "pgd", "bim")
 
 
@@ -250,4 +251,4 @@ def test_twice_as_far() -> None:
     clean = np.array([0, 100, 250, 10], dtype=np.uint8)
     assert twice(clean, np.array([3, 90, 255, 3], dtype=np.uint8)).tolist() == [6, 80, 255, 0]
     moved = distances(clean.reshape(1, 1, 2, 2), np.array([76, 100, 250, 10], dtype=np.uint8).reshape(1, 1, 2, 2))
-    assert Threat().ball.within(moved).tolist() == [True]
+    assert BallFlags().ball((1, 28, 28)).within(moved).tolist() == [True]

@@ -14,9 +14,10 @@ from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers.attacks import APGD, DDN, PGD, Attack, Noise, Square
 from workers.attacks.apgd import checkpoints
-from workers.attacks.norm_ball import NormBallAttack, lengths, unit
+from workers.attacks.norm_ball import NormBallAttack, unit
 from workers.attacks.square import pattern, share_of_pixels
 from workers.errors import WrongInput
+from workers.threat import lengths
 
 SHAPE = (3, 5, 4)
 

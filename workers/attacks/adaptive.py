@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Protocol, Self
 from pydantic import Field, model_validator
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Ball, Norm, enough_classes, lengths, require_radius, unit
+from workers.attacks.norm_ball import enough_classes, require_radius, unit
+from workers.budgets import Amount, Norm, Number
 from workers.errors import WrongInput
 from workers.losses import Loss
+from workers.threat import Ball, lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -65,17 +67,17 @@ class Adaptive(Attack):
 
     form: Form = Field("joint", description="How the gradients of classifier and detector are put together.")
     norm: Norm = Field("l2", description="What is made small: l2 (Euclidean length) or linf (largest change).")
-    epsilon: float | None = Field(
+    epsilon: Amount | None = Field(
         None, ge=1 / 255, description="ε, the largest change that is tried, on pixels in [0, 1]; no limit when absent."
     )
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
-    start: float = Field(
+    start: Amount = Field(
         1.0, gt=0, description="The first length of the change, on pixels in [0, 1]; a tenth for linf. Not of penalty."
     )
-    gamma: float = Field(
+    gamma: Number = Field(
         0.05, gt=0, lt=1, description="γ, the share by which the first steps change the length. Not of penalty."
     )
-    learning_rate: float = Field(0.05, gt=0, le=1, description="Adam's first, on pixels in [0, 1]. Of penalty alone.")
+    learning_rate: Number = Field(0.05, gt=0, le=1, description="Adam's first, on pixels in [0, 1]. Of penalty alone.")
     loss: Loss | None = Field(
         None,
         description="What is raised: cross-entropy (ce), logit margin, or its ratio (dlr); absent: ce, and with "

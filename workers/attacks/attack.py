@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from workers.results import Distances, SearchResult
     from workers.search import Batch
+    from workers.threat import Ball
 
 __all__ = ["Attack"]
 
@@ -64,10 +65,17 @@ class Attack(Parameters):
         if cls.BUDGET is None or not isinstance(values := parameters.get(cls.BUDGET), list | tuple):
             return (cls(**parameters),)
         if not values:
-            raise WrongInput(f"--{cls.BUDGET}: expected a value at least, got none")
-        if len(set(values)) != len(values):
-            raise WrongInput(f"--{cls.BUDGET}: expected different values, got {', '.join(map(str, values))}")
-        return tuple(cls(**{**parameters, cls.BUDGET: value}) for value in sorted(values))
+            raise WrongInput(f"--{cls.BUDGET.replace('_', '-')}: expected a value at least, got none")
+        attacks = [cls(**{**parameters, cls.BUDGET: value}) for value in values]
+        budgets = [attack.ball.limit if attack.ball else getattr(attack, cls.BUDGET) for attack in attacks]
+        if len(set(budgets)) != len(budgets):
+            twice = next(budget for budget in budgets if budgets.count(budget) > 1)
+            same = [str(value) for value, budget in zip(values, budgets, strict=True) if budget == twice]
+            raise WrongInput(
+                f"--{cls.BUDGET.replace('_', '-')}: expected different values, got {', '.join(map(str, values))}"
+                + f": {' and '.join(same)} are the same in whole levels" * (len(set(same)) > 1)
+            )
+        return tuple(sorted(attacks, key=lambda attack: getattr(attack, cls.BUDGET or "")))
 
     @staticmethod
     def parameters_of(attacks: Sequence["Attack"]) -> dict[str, Any]:
@@ -85,9 +93,22 @@ class Attack(Parameters):
     @property
     def title(self) -> str:
         """The name and, for an attack that has one, the budget."""
-        if self.BUDGET is None:
-            return self.NAME
-        return f"{self.NAME} --{self.BUDGET.replace('_', '-')} {getattr(self, self.BUDGET)}"
+        return self.NAME if self.BUDGET is None else f"{self.NAME} --{self.BUDGET.replace('_', '-')} {self.budget}"
+
+    @property
+    def budget(self) -> str:
+        """The budget's value in words, of an ε with what is searched where that is less; empty without one."""
+        value = None if self.BUDGET is None else getattr(self, self.BUDGET)
+        return "" if value is None else self.ball.words if self.ball else str(value)
+
+    @property
+    def ball(self) -> "Ball | None":
+        """What the search stays within; None where that is no ball."""
+        return None
+
+    def for_images(self, shape: tuple[int, int, int]) -> Self:
+        """The attack with what it leaves to the images ``(C, H, W)``: the default ε of `workers.budgets`."""
+        return self
 
     @property
     def shard_size(self) -> int:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from workers.attacks.de import phenotype
 from workers.attacks.few_pixel import FewPixelAttack, Incumbents
+from workers.budgets import Number
 
 if TYPE_CHECKING:
     from workers.search import Batch
@@ -32,7 +33,7 @@ class CMAES(FewPixelAttack):
     population: int | None = Field(
         None, ge=4, description="Individuals a generation; 4 + ⌊3·ln(genes)⌋ when absent, as in the tutorial."
     )
-    sigma: float = Field(0.3, gt=0, le=1, description="The first step size; genes lie in [0, 1].")
+    sigma: Number = Field(0.3, gt=0, le=1, description="The first step size; genes lie in [0, 1].")
     max_queries: int = Field(10_000, ge=1, description="Most queries an image.")
 
     @property

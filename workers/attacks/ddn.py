@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar, Self
 from pydantic import Field
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import enough_classes, lengths, unit
+from workers.attacks.norm_ball import enough_classes, unit
+from workers.budgets import Amount, Number
 from workers.losses import Loss
+from workers.threat import lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,8 +35,8 @@ class DDN(Attack):
     BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(100, ge=1, le=1_000_000, description="Steps.")
-    start: float = Field(1.0, gt=0, description="The first length of the change, on pixels in [0, 1].")
-    gamma: float = Field(0.1, gt=0, lt=1, description="γ, the share by which the first steps change the length.")
+    start: Amount = Field(1.0, gt=0, description="The first length of the change, on pixels in [0, 1].")
+    gamma: Number = Field(0.1, gt=0, lt=1, description="γ, the share by which the first steps change the length.")
     loss: Loss = Field("ce", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
 
     def check(self, shape: tuple[int, int, int], classes: int) -> Self:

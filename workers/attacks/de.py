@@ -6,6 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from workers.attacks.few_pixel import FewPixelAttack
+from workers.budgets import Number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +56,10 @@ class DifferentialEvolution(FewPixelAttack):
     fitness: Literal["probability", "margin"] = Field(
         "probability", description="What is minimised: the true (1 − the target) probability, or the logit margin."
     )
-    mutation: float | None = Field(
+    mutation: Number | None = Field(
         None, gt=0, le=2, description="F, fixed; drawn from U(0.5, 1) each generation when absent."
     )
-    recombination: float = Field(1.0, ge=0, le=1, description="CR, the share of genes taken from the mutant.")
+    recombination: Number = Field(1.0, ge=0, le=1, description="CR, the share of genes taken from the mutant.")
 
     @property
     def shard_size(self) -> int:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Ball
+from workers.attacks.norm_ball import BallAttack
+from workers.budgets import Amount
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["FGSM", "IterativeFGSM"]
 
 
-class FGSM(Attack):
+class FGSM(BallAttack):
     """Fast gradient sign method: one step of ε along the sign of the loss gradient.
 
     Goodfellow, Shlens & Szegedy (2014), "Explaining and harnessing adversarial examples", section 4:
@@ -26,19 +27,8 @@ class FGSM(Attack):
 
     NAME: ClassVar[str] = "fgsm"
     BY_GRADIENTS: ClassVar[bool] = True
-    BUDGET: ClassVar[str | None] = "epsilon"
     CARRIES: ClassVar[bool] = False
     USES_CLEAN_GRADIENT: ClassVar[bool] = True
-
-    epsilon: float = Field(0.01, ge=1 / 255, le=1, description="ε, the L∞ size of the step on pixels in [0, 1].")
-
-    @property
-    def ball(self) -> Ball:
-        """What the step stays within."""
-        return Ball("linf", self.epsilon)
-
-    def within(self, moved: "Distances", features: int) -> "np.ndarray":
-        return self.ball.within(moved)
 
     def _search(self, batch: "Batch") -> None:
         import torch
@@ -61,7 +51,7 @@ class IterativeFGSM(Attack):
     BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(200, ge=1, le=1_000_000, description="Most steps.")
-    step_size: float = Field(0.001, gt=0, le=1, description="Size of a step on pixels in [0, 1].")
+    step_size: Amount = Field(0.001, gt=0, le=1, description="Size of a step on pixels in [0, 1].")
     full: bool = Field(False, description="Take all steps, past the first success, as the seed's code does.")
 
     def within(self, moved: "Distances", features: int) -> "np.ndarray":

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from workers.attacks.attack import Attack
 from workers.attacks.pair_search import best_pair
+from workers.budgets import Amount, Number
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -53,8 +54,8 @@ class JSMA(Attack):
     map: Literal["prediction", "classes", "pair"] = Field(
         "prediction", description="Saliency map: the seed's, Papernot's Eq. 8, or his pairs of features."
     )
-    theta: float = Field(1.0, ge=-1, le=1, description="θ, the change of a feature in a step; negative lowers it.")
-    gamma: float | None = Field(
+    theta: Amount = Field(1.0, ge=-1, le=1, description="θ, the change of a feature in a step; negative lowers it.")
+    gamma: Number | None = Field(
         None, gt=0, le=1, description="γ, the most features that may change, as a share of all; no limit when absent."
     )
     max_steps: int | None = Field(

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from workers.attacks.norm_ball import NormBallAttack
+from workers.budgets import Amount
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +32,7 @@ class PGD(NormBallAttack):
     BY_GRADIENTS: ClassVar[bool] = True
 
     steps: int = Field(40, ge=1, le=1_000_000, description="Steps of a run.")
-    step_size: float | None = Field(None, gt=0, description="Size of a step, in the norm; 2.5·ε/steps when absent.")
+    step_size: Amount | None = Field(None, gt=0, description="Size of a step, in the norm; 2.5·ε/steps when absent.")
     restarts: int = Field(1, ge=1, description="Most runs, each from a random start of its own.")
 
     def _search(self, batch: "Batch") -> None:

@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Ball
+from workers.attacks.norm_ball import BallAttack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from workers.results import Distances
     from workers.search import Batch
 
 __all__ = ["RayS"]
@@ -22,7 +20,7 @@ TOLERANCE = 0.05
 """Levels to which a radius is found. Flips gain little each: with a whole level, half of the successes are lost."""
 
 
-class RayS(Attack):
+class RayS(BallAttack):
     """RayS: the shortest way along a ray of signs to an image that reaches the goal, asking for predictions alone.
 
     Chen & Gu (2020), "RayS: a ray searching method for hard-label adversarial attack", Algorithms 2 and 3. A ray
@@ -40,22 +38,12 @@ class RayS(Attack):
     """
 
     NAME: ClassVar[str] = "rays"
-    BUDGET: ClassVar[str | None] = "epsilon"
 
-    epsilon: float = Field(0.1, ge=1 / 255, le=1, description="ε, the L∞ radius of the ball, for pixels in [0, 1].")
     max_queries: int = Field(5000, ge=1, description="Most queries an image.")
-
-    @property
-    def ball(self) -> Ball:
-        """What a success lies in."""
-        return Ball("linf", self.epsilon)
 
     @property
     def shard_size(self) -> int:
         return max(16, min(256, 256_000 // self.max_queries))
-
-    def within(self, moved: "Distances", features: int) -> "np.ndarray":
-        return self.ball.within(moved)
 
     def _search(self, batch: "Batch") -> None:
         import torch

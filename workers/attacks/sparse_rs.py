@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from workers.attacks.few_pixel import FewPixelAttack, subsets
+from workers.budgets import Number
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class SparseRS(FewPixelAttack):
     NAME: ClassVar[str] = "sparse-rs"
 
     pixels: int = Field(5, ge=1, description="k, how many pixels may change.")
-    alpha: float = Field(0.3, gt=0, le=1, description="α_init, the share of the pixels moved at once, before it falls.")
+    alpha: Number = Field(0.3, gt=0, le=1, description="α_init, the share of the pixels moved at once at first.")
     max_queries: int = Field(10_000, ge=1, description="Most queries an image; the schedule of α ends there.")
 
     @property

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from pydantic import Field
 
-from workers.attacks.norm_ball import NormBallAttack, lengths
+from workers.attacks.norm_ball import NormBallAttack
+from workers.budgets import Number
 from workers.losses import Loss
+from workers.threat import lengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +37,7 @@ class Square(NormBallAttack):
     NAME: ClassVar[str] = "square"
 
     max_queries: int = Field(5000, ge=1, description="Most queries an image.")
-    p_init: float = Field(0.8, gt=0, le=1, description="p, the share of the pixels that the first squares cover.")
+    p_init: Number = Field(0.8, gt=0, le=1, description="p, the share of the pixels that the first squares cover.")
     loss: Loss = Field("margin", description="What is raised: cross-entropy, logit margin, or its ratio (dlr).")
 
     @property

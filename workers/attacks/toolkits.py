@@ -16,15 +16,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 import docstring_parser
 import numpy as np
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, create_model
 
 from workers.attacks.attack import Attack
-from workers.attacks.norm_ball import Ball
+from workers.budgets import Amount, Number, read, spelled
 from workers.errors import WrongInput, in_one_line
+from workers.threat import Ball
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,8 +88,11 @@ class ToolkitAttack(Attack):
 
     def check(self, shape: tuple[int, int, int], classes: int) -> "ToolkitAttack":
         ball = self.ball  # refuses an unknown norm
+        flag = f"--{str(self.BUDGET).replace('_', '-')}"
         if ball is not None and ball.norm == "linf" and ball.epsilon > 1:
-            raise WrongInput(f"--{str(self.BUDGET).replace('_', '-')}: must be at most 1 in L∞, got {ball.epsilon:g}")
+            raise WrongInput(f"{flag}: must be at most 1 in L∞, got {spelled(ball.epsilon)}")
+        if ball is not None and ball.limit < 1:
+            raise WrongInput(f"{flag}: must be a level (1/255) at least, got {spelled(ball.epsilon)}")
         return self
 
     def check_goal(self, targeted: bool) -> None:
@@ -155,7 +159,10 @@ class TorchattacksAttack(ToolkitAttack):
 
     @classmethod
     def _budget(cls, kind: Any, fields: dict[str, Any]) -> str | None:
-        return next((name for name in ("eps", "max_epsilon") if name in fields), None)
+        budget = next((name for name in ("eps", "max_epsilon") if name in fields), None)
+        if budget is not None:
+            fields[budget] = (Amount, fields[budget][1])
+        return budget
 
     @property
     def ball(self) -> Ball | None:
@@ -197,7 +204,7 @@ class FoolboxAttack(ToolkitAttack):
         base = importlib.import_module("foolbox.attacks.base")
         if not issubclass(kind, base.FixedEpsilonAttack):
             return None
-        fields["epsilon"] = (float, Field(ge=1 / 255, description="ε, the size of the change, pixels in [0, 1]."))
+        fields["epsilon"] = (Amount, Field(ge=1 / 255, description="ε, the size of the change, pixels in [0, 1]."))
         return "epsilon"
 
     @property
@@ -281,7 +288,8 @@ def _fields(name: str, kind: Any, said: docstring_parser.Docstring) -> dict[str,
         if accepted is float and default is not ...:
             default = float(default)  # foolbox writes 0: as hashed, it must be what --confidence 0 gives
         description = " ".join((text.description or "").split()) if text else ""
-        fields[argument.name] = (accepted, Field(default, description=description or f"As of {kind.__name__}."))
+        field = Field(default, description=description or f"As of {kind.__name__}.")
+        fields[argument.name] = (_of_text(accepted), field)
     return fields
 
 
@@ -295,6 +303,23 @@ def _type_of(argument: inspect.Parameter, documented: str) -> Any:
     if isinstance(default, tuple) and default and all(type(part) in _SCALARS for part in default):
         return tuple[tuple(type(part) for part in default)]  # type: ignore[misc]
     return type(default) if type(default) in _SCALARS else None
+
+
+def _of_text(accepted: Any) -> Any:
+    """A type whose numbers may be given as ``2/255``."""
+    if accepted is float:
+        return Number
+    if get_origin(accepted) is tuple:
+        return tuple[tuple(map(_of_text, get_args(accepted)))]  # type: ignore[misc]
+    parts = get_args(accepted)
+    if get_origin(accepted) is Literal or float not in parts:
+        return accepted
+    return Annotated[accepted, BeforeValidator(_quotient)]
+
+
+def _quotient(given: Any) -> Any:
+    """Text with a stroke as the number that it says; a number alone may be whole, which is for pydantic to see."""
+    return read(given) if isinstance(given, str) and "/" in given else given
 
 
 def _plain(annotation: Any) -> Any:

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.budgets import Number
 from workers.detectors.detector import Detector, DetectorRecipe, OnStep
 from workers.models.gan import GAN
 from workers.training.gan import GANNetwork
@@ -100,8 +101,8 @@ class DefenseGAN(DetectorRecipe):
 
     steps: int = Field(50, ge=1, le=100_000, description="L, steps of gradient descent; 200 in the paper.")
     restarts: int = Field(4, ge=1, le=1000, description="R, starts of the descent; 10 in the paper.")
-    step_size: float = Field(10.0, gt=0, description="Of the descent, for an error that is a mean over pixels.")
-    momentum: float = Field(0.7, ge=0, lt=1, description="Of the descent.")
+    step_size: Number = Field(10.0, gt=0, description="Of the descent, for an error that is a mean over pixels.")
+    momentum: Number = Field(0.7, ge=0, lt=1, description="Of the descent.")
     code_size: int = Field(64, ge=1, le=1024, description="Numbers in the generator's code.")
     filters: int = Field(16, ge=1, le=1024, description="Of the critic's first layer; all others follow from it.")
     epochs: int = Field(20, ge=1, le=10_000, description="Of the GAN's training.")

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.budgets import Number
 from workers.detectors.detector import Detector, DetectorRecipe, OnStep
 from workers.detectors.vae import SCORES
 from workers.models.magnet import MagNetAutoencoder
@@ -99,10 +100,10 @@ class MagNet(DetectorRecipe):
     NAME: ClassVar[str] = "magnet"
     PAPER: ClassVar[str] = "Meng & Chen 2017"
 
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+    temperatures: tuple[Annotated[Number, Field(gt=0)], ...] = Field(
         (), description="Temperatures of detectors on the divergence of the classifier's answers; none on MNIST."
     )
-    rejected: float = Field(
+    rejected: Number = Field(
         0.001, gt=0, lt=1, description="Share of training images above a detector's threshold, its unit in the score."
     )
     epochs: int = Field(15, ge=1, le=10_000, description="Of each autoencoder's training.")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from workers.training.defense import Defense, Objective
+from workers.budgets import Number
+from workers.training.defense import BallDefense, Objective
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,15 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["AdversarialTraining", "cross_entropy_sum"]
 
 
-class AdversarialTraining(Defense):
+class AdversarialTraining(BallDefense):
     """A training on images that are moved within the L∞ ball of radius ε, pixels in [0, 1], to raise a loss.
 
     ε and every step grow together from 0 to their full size in the first epochs: at ε = 0.3 a small network that meets
     the full ball from the first step on stays at a constant answer for its first epoch or longer.
     """
 
-    epsilon: float = Field(0.3, gt=0, le=1, description="ε, the L∞ radius on pixels in [0, 1].")
-    warmup: float = Field(1.0, ge=0, le=10_000, description="Epochs in which ε grows from 0 to its full size.")
+    warmup: Number = Field(1.0, ge=0, le=10_000, description="Epochs in which ε grows from 0 to its full size.")
 
     def objective(self, earlier: "nn.Module | None", training: "Dataset") -> Objective:
         def loss(
@@ -64,7 +64,7 @@ class AdversarialTraining(Defense):
         """Images in the ball around others at which a loss is (nearly) highest; arguments as of `ascend`."""
         from workers.training.ascent import ascend
 
-        return ascend(loss, images, start, epsilon=share * self.epsilon, steps=steps, step_size=share * step_size)
+        return ascend(loss, images, start, epsilon=share * self.radius, steps=steps, step_size=share * step_size)
 
     def from_random_start(
         self,
@@ -82,7 +82,7 @@ class AdversarialTraining(Defense):
 
         from workers.training.ascent import uniform_start
 
-        start = uniform_start(images, share * self.epsilon, generator)
+        start = uniform_start(images, share * self.radius, generator)
         raised = cross_entropy_sum(model, labels)
         adversarial = self.raised(raised, images, start, steps=steps, step_size=step_size, share=share)
         return cross_entropy(model(adversarial), labels)

@@ -77,6 +77,7 @@ def stages(training: Dataset, test: Dataset, recipe: Recipe, folder: Path, defen
     Raises:
         WrongInput: when the data does not fit together, or one of the folders holds a different training.
     """
+    defense = defense.for_images(training.shape)
     card = same_training(folder, _card(training, test, recipe, defense), recipe.epochs, _parts(defense))
     found = [Stage("model", recipe, defense, folder)]
     if len(card["epochs"]) == recipe.epochs:
@@ -112,7 +113,7 @@ def train(
         WrongInput: when the data does not fit together, the folder holds a different training, or the training that
             this one stands on is not done.
     """
-    defense = defense or Plain()
+    defense = (defense or Plain()).for_images(training.shape)
     card, parts = _card(training, test, recipe, defense), _parts(defense)
     found = same_training(folder, card, recipe.epochs, parts)
     epochs = found["epochs"]

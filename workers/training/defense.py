@@ -3,8 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from pydantic import Field
+
+from workers.budgets import Amount, default_epsilon, defaults
 from workers.parameters import Parameters
 
 if TYPE_CHECKING:
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
     from workers.images import Dataset
 
-__all__ = ["Defense", "Earlier", "Objective"]
+__all__ = ["BallDefense", "Defense", "Earlier", "Objective"]
 
 Objective = Callable[["nn.Module", "Tensor", "Tensor", "torch.Generator", float], "Tensor"]
 """The loss of an image, a scalar.
@@ -65,6 +68,10 @@ class Defense(Parameters):
     def start(self, model: "nn.Module", earlier: "nn.Module | None") -> None:
         """Puts into a model with random weights what it takes over from the earlier training."""
 
+    def for_images(self, shape: tuple[int, int, int]) -> Self:
+        """The defense with what it leaves to the images ``(C, H, W)``."""
+        return self
+
     @abstractmethod
     def objective(self, earlier: "nn.Module | None", training: "Dataset") -> Objective:
         """The loss of this training, the same at every start.
@@ -73,3 +80,30 @@ class Defense(Parameters):
             earlier: the model of the training that this one stands on, in ``eval()`` mode, its parameters frozen.
             training: the images and labels that are learned from.
         """
+
+
+class BallDefense(Defense):
+    """A defense against changes within ε in L∞; ε is the images' own default when not given."""
+
+    epsilon: Amount | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description=f"ε, the largest change (L∞) on pixels in [0, 1]. When absent {defaults('linf')}.",
+    )
+
+    @property
+    def radius(self) -> float:
+        """ε.
+
+        Raises:
+            ValueError: without one, which `for_images` gives.
+        """
+        if self.epsilon is None:
+            raise ValueError(f"{self.NAME}: ε is open until the images are known")
+        return self.epsilon
+
+    def for_images(self, shape: tuple[int, int, int]) -> Self:
+        if self.epsilon is not None:
+            return self
+        return self.model_copy(update={"epsilon": default_epsilon("linf", shape)})

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.training.defense import Defense, Earlier, Objective
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ class Teacher(Defense):
 
     NAME: ClassVar[str] = "teacher"
 
-    temperature: float = Field(100.0, ge=1, le=1e4, description="T, what logits are divided by in training.")
+    temperature: Number = Field(100.0, ge=1, le=1e4, description="T, what logits are divided by in training.")
 
     def objective(self, earlier: "nn.Module | None", training: "Dataset") -> Objective:
         from torch.nn.functional import cross_entropy
@@ -46,7 +47,7 @@ class Distillation(Defense):
 
     NAME: ClassVar[str] = "distillation"
 
-    temperature: float = Field(100.0, ge=1, le=1e4, description="T, what logits are divided by in both trainings.")
+    temperature: Number = Field(100.0, ge=1, le=1e4, description="T, what logits are divided by in both trainings.")
     teacher_epochs: int = Field(12, ge=1, le=10_000, description="Passes of the teacher over the training images.")
 
     @property

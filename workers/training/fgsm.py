@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.training.adversarial import AdversarialTraining, cross_entropy_sum
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class FGSMTraining(AdversarialTraining):
 
     NAME: ClassVar[str] = "fgsm"
 
-    clean_share: float = Field(0.5, ge=0, le=1, description="α, the weight of the clean images' loss.")
+    clean_share: Number = Field(0.5, ge=0, le=1, description="α, the weight of the clean images' loss.")
 
     def loss(
         self, model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", share: float
@@ -31,7 +32,7 @@ class FGSMTraining(AdversarialTraining):
         from torch.nn.functional import cross_entropy
 
         adversarial = self.raised(
-            cross_entropy_sum(model, labels), images, images, steps=1, step_size=self.epsilon, share=share
+            cross_entropy_sum(model, labels), images, images, steps=1, step_size=self.radius, share=share
         )
         attacked = cross_entropy(model(adversarial), labels)
         return self.clean_share * cross_entropy(model(images), labels) + (1 - self.clean_share) * attacked

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Amount
 from workers.training.adversarial import AdversarialTraining
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ class FGSMRandomStart(AdversarialTraining):
 
     NAME: ClassVar[str] = "fgsm-rs"
 
-    step_size: float | None = Field(None, gt=0, le=2, description="α, the size of the step; 1.25·ε when absent.")
+    step_size: Amount | None = Field(None, gt=0, le=2, description="α, the size of the step; 1.25·ε when absent.")
 
     def loss(
         self, model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", share: float
     ) -> "Tensor":
-        step_size = 1.25 * self.epsilon if self.step_size is None else self.step_size
+        step_size = 1.25 * self.radius if self.step_size is None else self.step_size
         return self.from_random_start(model, images, labels, generator, share, steps=1, step_size=step_size)

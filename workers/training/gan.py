@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.budgets import Number
 from workers.models.gan import GAN
 from workers.training.networks import Network
 
@@ -24,11 +25,11 @@ class GANNetwork(Network):
 
     epochs: int = Field(20, ge=1, le=10_000, description="Passes over the training images.")
     batch_size: int = Field(192, ge=1, description="Images a step, shared among the critic's updates.")
-    learning_rate: float = Field(5e-4, gt=0, le=1, description="Of both optimizers.")
+    learning_rate: Number = Field(5e-4, gt=0, le=1, description="Of both optimizers.")
     code_size: int = Field(64, ge=1, le=1024, description="Numbers in a code.")
     filters: int = Field(16, ge=1, le=1024, description="Of the critic's first layer; all others follow from it.")
     critic_updates: int = Field(3, ge=1, le=100, description="Updates of the critic for one of the generator.")
-    penalty: float = Field(10.0, ge=0, le=1e6, description="λ, the weight of the gradient penalty.")
+    penalty: Number = Field(10.0, ge=0, le=1e6, description="λ, the weight of the gradient penalty.")
 
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         return GAN(*shape, code_size=self.code_size, filters=self.filters)

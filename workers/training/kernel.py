@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.files import exclusive
 from workers.images import Dataset
 from workers.models.kernel import KernelMachine
@@ -28,7 +29,7 @@ class Kernel(Parameters):
 
     centres: int = Field(500, ge=1, le=10_000, description="Training images that others are compared with.")
     images: int = Field(10_000, ge=2, description="Training images at most.")
-    penalty: float = Field(0.01, gt=0, description="Weight of the squared weights, 1/C.")
+    penalty: Number = Field(0.01, gt=0, description="Weight of the squared weights, 1/C.")
     seed: int = Field(42, ge=0, lt=2**31, description="Which training images are taken.")
 
 

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.budgets import Amount, Number
 from workers.models.magnet import MagNetAutoencoder
 from workers.training.networks import OneLossNetwork
 
@@ -22,9 +23,9 @@ class MagNetNetwork(OneLossNetwork):
     NAME: ClassVar[str] = "magnet"
 
     autoencoder: Literal["I", "II"] = Field("I", description="Autoencoder I or II of the paper's Table 1 for MNIST.")
-    noise: float = Field(0.1, ge=0, le=1, description="Standard deviation of the noise, on pixels in [0, 1].")
+    noise: Amount = Field(0.1, ge=0, le=1, description="Standard deviation of the noise, on pixels in [0, 1].")
     batch_size: int = Field(256, ge=1, description="Images a step; an incomplete last batch is left out.")
-    learning_rate: float = Field(1e-2, gt=0, le=1, description="Of the optimizer.")
+    learning_rate: Number = Field(1e-2, gt=0, le=1, description="Of the optimizer.")
 
     def build(self, shape: tuple[int, int, int]) -> nn.Module:
         return MagNetAutoencoder(shape[0], self.autoencoder)

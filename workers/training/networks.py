@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import exclusive
 from workers.images import Dataset
@@ -29,7 +30,7 @@ class Network(Parameters):
 
     epochs: int = Field(30, ge=1, le=10_000, description="Passes over the training images.")
     batch_size: int = Field(128, ge=1, description="Images a step; an incomplete last batch is left out.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Of the optimizer.")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="Of the optimizer.")
     seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights, the order of images and the noise.")
 
     @property

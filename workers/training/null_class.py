@@ -4,8 +4,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.errors import WrongInput
-from workers.training.defense import Defense, Earlier, Objective
+from workers.training.defense import BallDefense, Earlier, Objective
 from workers.training.plain import Plain
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ COUNTED = 2000
 """Training images that they are counted on."""
 
 
-class NullClass(Defense):
+class NullClass(BallDefense):
     """A NULL class that takes the more of an image's probability the more the image is perturbed.
 
     Hosseini, Chen, Kannan, Zhang & Poovendran (2017), "Blocking transferability of adversarial examples in black-box
@@ -39,8 +40,7 @@ class NullClass(Defense):
 
     NAME: ClassVar[str] = "null"
 
-    epsilon: float = Field(0.3, gt=0, le=1, description="ε, the largest perturbation (L∞) on pixels in [0, 1].")
-    certainty: float = Field(0.95, gt=0, le=1, description="Share of the label in what NULL leaves to the classes.")
+    certainty: Number = Field(0.95, gt=0, le=1, description="Share of the label in what NULL leaves to the classes.")
     initial_epochs: int = Field(
         12, ge=1, le=10_000, description="Passes of the first classifier over the training images."
     )
@@ -72,7 +72,7 @@ class NullClass(Defense):
             model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", epoch: float
         ) -> "Tensor":
             share = torch.rand(len(images), generator=generator)
-            size = self.epsilon * share.view(-1, 1, 1, 1)
+            size = self.radius * share.view(-1, 1, 1, 1)
             logits = model(images)
             clean = self.soft_labels(labels, torch.zeros(len(labels)), logits.shape[1])
             perturbed = _perturbed(model, images, clean, size)
@@ -113,7 +113,7 @@ class NullClass(Defense):
         images, labels = images[right], labels[right]
         rates = torch.zeros(SIZES)
         for number in range(1, SIZES):
-            size = self.epsilon * number / (SIZES - 1)
+            size = self.radius * number / (SIZES - 1)
             moved = _perturbed(earlier, images, labels, size)
             with torch.no_grad():
                 rates[number] = (earlier(moved).argmax(dim=1) != labels).float().mean()

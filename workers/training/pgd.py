@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Amount
 from workers.training.adversarial import AdversarialTraining
 
 if TYPE_CHECKING:
@@ -25,10 +26,10 @@ class PGDTraining(AdversarialTraining):
     NAME: ClassVar[str] = "pgd"
 
     steps: int = Field(7, ge=1, le=1000, description="Steps of the inner search; each costs about a plain training.")
-    step_size: float | None = Field(None, gt=0, le=2, description="Size of a step; 2.5·ε/steps when absent.")
+    step_size: Amount | None = Field(None, gt=0, le=2, description="Size of a step; 2.5·ε/steps when absent.")
 
     def loss(
         self, model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", share: float
     ) -> "Tensor":
-        step_size = 2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size
+        step_size = 2.5 * self.radius / self.steps if self.step_size is None else self.step_size
         return self.from_random_start(model, images, labels, generator, share, steps=self.steps, step_size=step_size)

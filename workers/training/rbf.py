@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.training.defense import Defense, Earlier, Objective
 from workers.training.plain import Plain
 
@@ -27,7 +28,7 @@ class RBF(Defense):
     NAME: ClassVar[str] = "rbf"
 
     units: int = Field(300, ge=1, le=100_000, description="Gaussian units.")
-    beta: float = Field(2.0, gt=0, le=1000, description="β of every unit at first, 1/(2·width²).")
+    beta: Number = Field(2.0, gt=0, le=1000, description="β of every unit at first, 1/(2·width²).")
     base_epochs: int = Field(12, ge=1, le=10_000, description="Passes of the CNN alone over the training images.")
 
     @property

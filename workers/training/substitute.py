@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from workers.budgets import Amount, Number
 from workers.errors import WrongInput
 from workers.evaluation.answers import REJECTED
 from workers.evaluation.dense import DenseEvaluator
@@ -41,9 +42,9 @@ class Substitute(Parameters):
 
     rounds: int = Field(6, ge=0, le=20, description="Times that the images are doubled.")
     epochs: int = Field(10, ge=1, le=1000, description="Passes over the images after each doubling.")
-    reach: float = Field(0.1, ge=1 / 255, le=1, description="λ, for pixels in [0, 1].")
+    reach: Amount = Field(0.1, ge=1 / 255, le=1, description="λ, for pixels in [0, 1].")
     batch_size: int = Field(64, ge=1, description="Images a step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's.")
+    learning_rate: Number = Field(1e-3, gt=0, le=1, description="Adam's.")
     seed: int = Field(42, ge=0, lt=2**31, description="Of the initial weights and the order of images.")
 
     def steps(self, images: int) -> int:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Number
 from workers.training.defense import Defense, Objective
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Synthesis(Defense):
 
     hidden: int = Field(200, ge=1, le=10_000, description="Width of the hidden layers.")
     code_size: int = Field(8, ge=1, le=1024, description="Numbers in a code.")
-    spread: float = Field(0.3, gt=0, le=10, description="Standard deviation of a pixel around its reconstruction.")
+    spread: Number = Field(0.3, gt=0, le=10, description="Standard deviation of a pixel around its reconstruction.")
     starts: int = Field(100, ge=1, le=100_000, description="Fixed codes that the search of a code tries.")
     steps: int = Field(10, ge=0, le=1000, description="Gradient steps of that search.")
 

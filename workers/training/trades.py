@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from workers.budgets import Amount, Number
 from workers.training.adversarial import AdversarialTraining
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ class TRADES(AdversarialTraining):
 
     NAME: ClassVar[str] = "trades"
 
-    beta: float = Field(1.0, ge=0, le=1000, description="β, the weight of the divergence, 1/λ in the paper.")
+    beta: Number = Field(1.0, ge=0, le=1000, description="β, the weight of the divergence, 1/λ in the paper.")
     steps: int = Field(7, ge=1, le=1000, description="Steps of the inner search; each costs about a plain training.")
-    step_size: float | None = Field(None, gt=0, le=2, description="Size of a step; 2.5·ε/steps when absent.")
+    step_size: Amount | None = Field(None, gt=0, le=2, description="Size of a step; 2.5·ε/steps when absent.")
 
     def loss(
         self, model: "nn.Module", images: "Tensor", labels: "Tensor", generator: "torch.Generator", share: float
@@ -46,7 +47,7 @@ class TRADES(AdversarialTraining):
             images,
             (images + share * START * torch.randn(images.shape, generator=generator)).clamp_(0, 1),
             steps=self.steps,
-            step_size=2.5 * self.epsilon / self.steps if self.step_size is None else self.step_size,
+            step_size=2.5 * self.radius / self.steps if self.step_size is None else self.step_size,
             share=share,
         )
         model.train()
