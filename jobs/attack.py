@@ -190,10 +190,22 @@ def from_file(
         raise WrongInput(f"{path}: {one_line(error)}") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML's own takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [str(key.value).replace("_", "-") for key, _ in node.value]
+        for at, key in enumerate(keys):
+            if key in keys[:at]:
+                mark = node.value[at][0].start_mark
+                raise yaml.constructor.ConstructorError(None, None, f"{key} is given twice", mark)
+        return super().construct_mapping(node, deep)
+
+
 def _tokens(path: Path, flags: list[str]) -> list[str]:
     """The command line that a YAML file stands for, less what the given flags override."""
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.load(path.read_text(), _Loader)  # noqa: S506  a safe one
     except OSError as error:
         raise WrongInput(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -136,6 +136,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "list-value": "attack: ifgsm\nsteps: [1, 2]",
             "help": "attack: fgsm\nhelp: true",
             "numbered": "attack: fgsm\n1: 2",
+            "twice": "attack: fgsm\nepsilon: 0.1\nlimit: 1\nepsilon: 0.3",
+            "twice-spelled": "attack: ifgsm\nstep_size: 0.1\nstep-size: 0.3",
             "same-level": "attack: fgsm\nepsilon: [2/255, 0.00784313725]",
             "good": "attack: fgsm\nepsilon: 0.1",
         }
@@ -477,6 +479,8 @@ CASES = {
     f"attack fgsm --model model {ON} --epsilon 0.1,0.1": "--epsilon",
     f"attack fgsm --model model {ON} --epsilon 0.1,2": "--epsilon",
     f"attack fgsm --model model {ON} --epsilon ,": "--epsilon",
+    f"attack twice.yaml --model model {ON}": "twice.yaml: not YAML: epsilon is given twice",
+    f"attack twice-spelled.yaml --model model {ON}": "step-size is given twice",
     f"attack same-level.yaml --model model {ON}": "--epsilon: expected different values",
     f"attack fgsm --model model {ON} --epsilon 8/0": "--epsilon: expected numbers, as 0.03 or 8/255,",
     f"attack fgsm --model model {ON} --epsilon 2/255,": "--epsilon",
