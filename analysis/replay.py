@@ -11,6 +11,7 @@ from torch import nn
 from workers.attacks.attack import Attack
 from workers.detectors.guarded import Judged
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.scores import answered, predicted
 from workers.images import Dataset
 from workers.remedies.remedied import judging
 from workers.results import Status, distances
@@ -86,12 +87,13 @@ def _differences(
         yield f"image {ids[0]}: stored images have shape {found.shape[1:]}, {dataset.name} has {clean.shape[1:]}"
         return
     clean_logits, logits = (evaluator.logits(torch.tensor(x, device=evaluator.device)).cpu() for x in (clean, found))
+    known = (answered(clean_logits) & answered(logits)).numpy()
     flagged = np.zeros(len(ids), dtype=bool)
     if isinstance(evaluator.model, Judged):  # behind a detector an image is not broken while it is flagged
         clean_logits, logits, flagged = clean_logits[:, :-1], logits[:, :-1], logits[:, -1].numpy() > 0
     moved = distances(clean, found)
     label = dataset.labels[ids]
-    prediction, clean_prediction = logits.argmax(dim=1).numpy(), clean_logits.argmax(dim=1).numpy()
+    prediction, clean_prediction = predicted(logits).numpy(), predicted(clean_logits).numpy()
     target = rows["target"].fill_null(-1).to_numpy()
     reached = np.where(target < 0, prediction != label, prediction == target) & ~flagged
     status = said["status"].astype(str)
@@ -123,6 +125,9 @@ def _differences(
         bad += [
             (int(row), f"{name} is {said[name][row]}, replayed {values[row]}") for row in np.flatnonzero(differs)[:1]
         ]
+    bad += [
+        (int(row), "the row holds a result, replayed its answers are not finite") for row in np.flatnonzero(~known)[:1]
+    ]
     broken = np.flatnonzero(~attack.within(moved, clean[0].size))
     bad += [(int(row), f"the stored image is outside the budget of {attack.NAME}") for row in broken[:1]]
     for row, text in sorted(bad):

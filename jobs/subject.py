@@ -71,17 +71,21 @@ class Subject:
 
     @cached_property
     def extremes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The most and the least likely class of every image, int64 ``[N]`` each."""
+        """The most and the least likely class of every image, int64 ``[N]`` each.
+
+        Of an image without a finite answer the former is `UNANSWERED`, and the latter 0.
+        """
         import torch
 
         from workers.evaluation.dense import DenseEvaluator
+        from workers.evaluation.scores import answered, predicted
 
         evaluator, most, least = DenseEvaluator(self.model), [], []
         with progress(len(self.dataset), "clean predictions") as bar:
             for start in range(0, len(self.dataset), 1024):
                 logits = evaluator.logits(torch.tensor(self.dataset.images[start : start + 1024]))
-                most.append(logits.argmax(dim=1).numpy())
-                least.append(logits.argmin(dim=1).numpy())
+                most.append(predicted(logits).numpy())
+                least.append(logits.argmin(dim=1).masked_fill(~answered(logits), 0).numpy())
                 bar.advance(len(logits))
         return np.concatenate(most), np.concatenate(least)
 

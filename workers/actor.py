@@ -209,7 +209,7 @@ class SearchActor:
         table = pa.concat_tables([result.to_table() for result in results])
         beside = [extra for result in results if (extra := by_products_table(result)) is not None]
         if beside:  # first, so that a part that is there has them
-            write_part(pa.concat_tables(beside), shard.by_products)
+            write_part(pa.concat_tables(beside, promote_options="default"), shard.by_products)
         write_part(table, shard.part)
         status = np.concatenate([result.status for result in results])
         by_budget = [

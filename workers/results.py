@@ -35,7 +35,7 @@ class Status(StrEnum):
     ``success``: the stored image reaches the goal. ``exhausted``: the budget or the admissible changes
     ended first. ``certified``: no change in the stated space succeeds. ``already_wrong``: the clean image
     is misclassified, nothing was searched. ``skipped``: the target is the image's own label. ``failed``:
-    the search broke; ``error`` says how.
+    the search broke, or met changes that the model gave no answer to; ``error`` says how.
     """
 
     SUCCESS = "success"
@@ -90,7 +90,7 @@ class SearchResult:
         target: int64, the target class, −1 when untargeted (null in the table).
         seed: the search's seed.
         status: `Status` values.
-        clean_prediction, adversarial_prediction: int64, the predicted classes.
+        clean_prediction, adversarial_prediction: int64, the predicted classes; −2 for an image without an answer.
         clean_confidence, adversarial_confidence: float32, the softmax probability of that prediction.
         distances: how far the stored image is from the clean one.
         queries: int64, images the search put through the model, gradients' forward passes included; the
@@ -217,7 +217,10 @@ class SearchResult:
 
 
 def by_products_table(result: SearchResult) -> pa.Table | None:
-    """What an attack left beside its rows, by the same key, arrays flattened; None when it left nothing."""
+    """What an attack left beside its rows, by the same key, arrays flattened; None when it left nothing.
+
+    Some by-products are left only where there is something to say: tables of other shards or budgets may lack them.
+    """
     if not result.by_products:
         return None
     rows = result.to_table().select(["image_id", "target", "params_hash"])

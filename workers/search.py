@@ -16,7 +16,7 @@ from workers.detectors.guarded import Judged
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.few_pixel import FewPixelEvaluator, Neighbourhood, changed_images
-from workers.evaluation.scores import lead, log_odds
+from workers.evaluation.scores import answered, lead, log_odds, predicted
 from workers.losses import Loss, cotangents, values
 from workers.remedies.remedied import Remedied, judging
 from workers.results import SearchResult, Status, distances
@@ -45,15 +45,16 @@ class Goal:
         return self.labels if self.targets is None else self.targets
 
     def reached(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """bool ``[n]``: whether the prediction is the target, or not the label.
+        """bool ``[n]``: whether the prediction is the target, or not the label; no where there is no answer.
 
         Args:
             logits: ``[n, K]``.
             rows: int64 ``[n]``, which image of the batch each row of logits belongs to.
         """
+        known = answered(logits)
         logits, excess = self.apart(logits)
         hit = logits.argmax(dim=1) == self.classes[rows]
-        reached = ~hit if self.targets is None else hit
+        reached = (~hit if self.targets is None else hit) & known
         return reached if excess is None else reached & (excess <= 0)
 
     def apart(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -61,30 +62,34 @@ class Goal:
         return (logits[:, :-1].contiguous(), logits[:, -1]) if self.guarded else (logits, None)
 
     def margin(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """float32 ``[n]``: how far the logits are from the goal; below zero where it is reached.
+        """float32 ``[n]``: how far the logits are from the goal; below zero where it is reached, ∞ without an answer.
 
         Untargeted, the label's logit over the best other one; targeted, the best other one over the target's.
         """
+        known = answered(logits)
         logits, excess = self.apart(logits)
         ahead = lead(logits, self.classes[rows])
         margin = ahead if self.targets is None else -ahead
-        return margin if excess is None else torch.maximum(margin, excess)
+        return (margin if excess is None else torch.maximum(margin, excess)).masked_fill_(~known, torch.inf)
 
     def log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the log-odds of the label (untargeted), or minus those of the target (targeted).
 
-        The order of the label's probability, or of 1 − the target's, without their rounding.
+        The order of the label's probability, or of 1 − the target's, without their rounding; ∞ without an answer.
         """
+        known = answered(logits)
         logits, excess = self.apart(logits)
         odds = log_odds(logits, self.classes[rows])
         odds = odds if self.targets is None else -odds
-        return odds if excess is None else torch.maximum(odds, excess)
+        return (odds if excess is None else torch.maximum(odds, excess)).masked_fill_(~known, torch.inf)
 
     def loss(self, loss: Loss, logits: Tensor, rows: Tensor) -> Tensor:
-        """float32 ``[n]``: the loss that the search raises (see `workers.losses`), of logits ``[n, K]``."""
+        """float32 ``[n]``: the loss that the search raises (`workers.losses`), of ``[n, K]``; −∞ without an answer."""
+        known = answered(logits)
         logits, excess = self.apart(logits)
         raised = values(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
-        return raised if excess is None else raised - excess.relu()
+        raised = raised if excess is None else raised - excess.relu()
+        return raised.masked_fill(~known | raised.isnan(), -torch.inf)  # the ratio of infinite differences is none
 
     def loss_cotangent(self, logits: Tensor, rows: Tensor, loss: Loss = "ce") -> Tensor:
         """The derivative ``[n, K]`` of `loss` by the logits."""
@@ -104,6 +109,8 @@ class Batch:
         certified: bool ``[B]``, set by an attack that has tried all of its space.
         by_products: arrays ``[B, …]`` by name that an attack leaves beside the rows, maps for example.
         queries, gradients, generations: int64 ``[B]``, counted a row.
+        unanswered: int64 ``[B]``, those of the queries that came back without an answer.
+        not_finite: int64 ``[B]``, derivatives by single features that were not finite, of images that had an answer.
     """
 
     def __init__(
@@ -117,8 +124,8 @@ class Batch:
     ) -> None:
         self.images, self.goal, self.classes = images, goal, classes
         self.adversarial = images.clone()
-        self.queries, self.gradients, self.generations = (
-            torch.zeros(len(images), dtype=torch.int64, device=images.device) for _ in range(3)
+        self.queries, self.gradients, self.generations, self.unanswered, self.not_finite = (
+            torch.zeros(len(images), dtype=torch.int64, device=images.device) for _ in range(5)
         )
         self.certified = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.by_products: dict[str, Tensor] = {}
@@ -156,8 +163,9 @@ class Batch:
 
     def logits(self, images: Tensor, rows: Tensor) -> Tensor:
         """Logits ``[n, K]`` of images ``[n, C, H, W]`` (uint8, or float in [0, 1]), each one a query of its row."""
-        self._count(self.queries, rows, 1)
-        return self._evaluator.logits(images)
+        logits = self._evaluator.logits(images)
+        self._ask(logits, rows)
+        return logits
 
     def around(self, images: Tensor, rows: Tensor) -> "Around":
         """Few-pixel changes of images uint8 ``[m, C, H, W]``, each a query of its row (int64 ``[m]``)."""
@@ -170,14 +178,26 @@ class Batch:
     ) -> tuple[Tensor, list[Tensor]]:
         """Logits ``[n, K]`` and vector–Jacobian products ``[n, C, H, W]``; one query and a gradient a product.
 
+        A derivative that is not finite tells no direction: it is 0 here, and counted.
+
         Args:
             images: ``[n, C, H, W]``, uint8 or float in [0, 1].
             rows: int64 ``[n]``, the image of the batch that each belongs to.
             cotangents: given logits ``[m, K]`` and their rows ``[m]``, returns the vectors, each ``[m, K]``.
         """
+        logits, products = self.derivatives(images, rows, cotangents)
+        return logits, [product.nan_to_num_(0, 0, 0) for product in products]
+
+    def derivatives(
+        self, images: Tensor, rows: Tensor, cotangents: Callable[[Tensor, Tensor], Sequence[Tensor]]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """As `vector_jacobian`, for an attack that is to know which derivatives are not finite: they are left so."""
         logits, products = self._evaluator.gradients(images, lambda found, part: cotangents(found, rows[part]))
-        self._count(self.queries, rows, 1)
+        self._ask(logits, rows)
         self._count(self.gradients, rows, len(products))
+        known = answered(logits)
+        for product in products:
+            self.not_finite.index_add_(0, rows, (~product.isfinite()).flatten(1).sum(dim=1) * known)
         return logits, products
 
     def clean_gradient(self) -> Tensor:
@@ -188,7 +208,8 @@ class Batch:
         assert self._clean_gradient is not None
         for counter in (self.queries, self.gradients):
             self._count(counter, self.all_rows, 1)
-        return self._clean_gradient
+        self.not_finite += (~self._clean_gradient.isfinite()).flatten(1).sum(dim=1)
+        return self._clean_gradient.nan_to_num(0, 0, 0)
 
     def keys(self, rows: Tensor) -> Tensor:
         """Two words for each row, int64 ``[n, 2]``: the key of its counter-based draws (`workers.draws`)."""
@@ -199,6 +220,13 @@ class Batch:
         """A random stream for each row, keyed by (seed, image id, target, attack) and by nothing else."""
         keys = (self._streams[row] for row in rows.tolist())
         return [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys]
+
+    def _ask(self, logits: Tensor, rows: Tensor) -> None:
+        """Counts a query for each row of what came back, and which of them are no answer."""
+        self._count(self.queries, rows, 1)
+        missing = ~answered(logits)
+        if missing.is_cuda or bool(missing.any()):  # a device is not waited for
+            self.unanswered.index_add_(0, rows, missing.long())
 
     def _count(self, counter: Tensor, rows: Tensor, amount: int) -> None:
         counter.index_add_(0, rows, torch.full_like(rows, amount))
@@ -221,22 +249,23 @@ class Around:
     def judge(self, index: Tensor, position: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits ``[n, K]``, margins ``[n]`` and success ``[n]`` of candidates (as of `Neighbourhood.logits`).
 
-        A candidate whose margin lies within twice the evaluator's tolerance is scored again by the whole model,
-        so success is what the whole model says of every candidate.
+        A candidate whose margin does not lie beyond twice the evaluator's tolerance is scored again by the whole
+        model, so success is what the whole model says of every candidate.
         """
         rows = self.rows[index]
-        self.batch._count(self.batch.queries, rows, 1)
         logits, tolerance = self.neighbourhood.logits(index, position, levels)
         margin = self.batch.goal.margin(logits, rows)
         if tolerance is None:
-            return logits, margin, self.batch.goal.reached(logits, rows)
-        success = margin < 0  # what a tie means is asked below
-        unsure = torch.nonzero(margin.abs() <= 2 * tolerance)[:, 0]
-        if len(unsure):
-            exact = self.neighbourhood.dense_logits(index[unsure], position[unsure], levels[unsure])
-            success[unsure] = self.batch.goal.reached(exact, rows[unsure])
-            margin[unsure] = self.batch.goal.margin(exact, rows[unsure])
-            logits[unsure] = exact
+            success = self.batch.goal.reached(logits, rows)
+        else:
+            success = margin < 0  # what a tie means is asked below
+            unsure = torch.nonzero(~((margin.abs() > 2 * tolerance) & margin.isfinite()))[:, 0]
+            if len(unsure):
+                exact = self.neighbourhood.dense_logits(index[unsure], position[unsure], levels[unsure])
+                success[unsure] = self.batch.goal.reached(exact, rows[unsure])
+                margin[unsure] = self.batch.goal.margin(exact, rows[unsure])
+                logits[unsure] = exact
+        self.batch._ask(logits, rows)
         return logits, margin, success
 
     def images(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
@@ -282,11 +311,12 @@ def search_budgets(
 
     Returns:
         For each attack one row an image. An image that the model already misclassifies is not searched
-        (``already_wrong``), nor is one whose target is its label (``skipped``).
+        (``already_wrong``), nor is one whose target is its label (``skipped``). One that is not answered by finite
+        numbers, clean or changed in some way, is ``failed``: the changes without an answer cannot be judged, so
+        nothing is said of the others either.
 
     Raises:
-        ValueError: for images, labels, targets or ids of a wrong type, shape or range, or when the model's logits are
-            not finite.
+        ValueError: for images, labels, targets or ids of a wrong type, shape or range.
     """
     whole = judging(model)
     evaluator = DenseEvaluator(whole, block=block, batch=batch)
@@ -318,7 +348,7 @@ def search_budgets(
             logits, gradient = clean_pass(evaluator, goal)
         else:
             logits = evaluator.logits(clean)
-        _require_finite(logits)
+        known = answered(logits).cpu().numpy()
         logits, _ = goal.apart(logits)
         _refuse_unknown_classes(label, target, logits.shape[1])
         searched = DenseEvaluator(model.searched, block=block, batch=batch) if isinstance(model, Remedied) else None
@@ -330,6 +360,7 @@ def search_budgets(
             searched,
             clean,
             logits,
+            known,
             gradient,
             goal,
             label,
@@ -350,7 +381,8 @@ def search_budgets(
 class _Subject:
     """What is the same at every budget: the clean images, what they are to become, and what says whether they are.
 
-    That is the evaluator; ``searched`` is what a search is to look at instead, where that is something else.
+    That is the evaluator; ``searched`` is what a search is to look at instead, where that is something else. ``known``
+    are the images that have an answer.
     """
 
     model: nn.Module
@@ -358,6 +390,7 @@ class _Subject:
     searched: DenseEvaluator | None
     clean: Tensor
     logits: Tensor
+    known: np.ndarray
     gradient: Tensor | None
     goal: Goal
     label: np.ndarray
@@ -369,20 +402,25 @@ class _Subject:
 
 
 def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) -> SearchResult:
-    """Searches every image that the smaller budget did not break, and scores all."""
+    """Searches every image that the smaller budget did not break, or fail on, and scores all."""
     started = time.perf_counter()
     clean, label, target, count = subject.clean, subject.label, subject.target, len(subject.clean)
     status = np.full(count, Status.EXHAUSTED, dtype=object)
-    clean_prediction = subject.logits.argmax(dim=1).cpu().numpy()
+    error = np.full(count, None, dtype=object)
+    clean_prediction = predicted(subject.logits).cpu().numpy()
     if target is not None:
         status[target == label] = Status.SKIPPED
     status[clean_prediction != label] = Status.ALREADY_WRONG
+    status[~subject.known] = Status.FAILED
+    error[~subject.known] = f"the clean image was answered by {_NOT_FINITE}"
     counts, adversarial = np.zeros((3, count), dtype=np.int64), clean.clone()
     if smaller is not None:
         counts += np.stack([smaller.queries, smaller.gradients, smaller.generations])
         broken = np.flatnonzero(smaller.success)
         status[broken] = Status.SUCCESS
         adversarial[broken] = torch.from_numpy(smaller.adversarial[broken]).to(clean.device)
+        failed = smaller.status == Status.FAILED  # a change without an answer is one within the larger budget too
+        status[failed], error[failed] = Status.FAILED, np.array(smaller.error, dtype=object)[failed]
     searched = np.flatnonzero(status == Status.EXHAUSTED)
 
     rows = torch.from_numpy(searched).to(clean.device)
@@ -405,13 +443,18 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
         attack._search(state)
     adversarial[rows] = state.adversarial
     logits = subject.evaluator.logits(adversarial)
-    _require_finite(logits)
+    final = answered(logits)[rows]
     reached = goal.reached(logits[rows], state.all_rows).cpu().numpy()
     logits, _ = goal.apart(logits)
     if subject.searched is None:  # what is proved of another view of the model is not proved of its own answers
         status[searched[state.certified.cpu().numpy()]] = Status.CERTIFIED
     status[searched[reached]] = Status.SUCCESS
+    for place, said in _without_answer(state, final).items():
+        status[searched[place]], error[searched[place]] = Status.FAILED, said
 
+    if bool(state.not_finite.any()):
+        asked = (state.gradients * clean[0].numel()).clamp(min=1)
+        state.by_products["gradients_not_finite"] = state.not_finite.double() / asked
     spent = torch.stack([state.queries, state.gradients, state.generations]).cpu().numpy()
     if isinstance(subject.model, Remedied):
         spent[:2] *= subject.model.asked
@@ -427,7 +470,7 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
         seed=subject.seed,
         status=status,
         clean_prediction=clean_prediction,
-        adversarial_prediction=logits.argmax(dim=1).cpu().numpy(),
+        adversarial_prediction=predicted(logits).cpu().numpy(),
         clean_confidence=subject.logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
         adversarial_confidence=logits.softmax(dim=1).amax(dim=1).cpu().numpy(),
         distances=distances(clean.cpu().numpy(), stored),
@@ -437,15 +480,29 @@ def _at_budget(attack: Attack, subject: _Subject, smaller: SearchResult | None) 
         seconds=np.full(count, (time.perf_counter() - started) / max(count, 1)),
         worker=subject.worker,
         adversarial=stored,
-        error=[None] * count,
+        error=list(error),
         by_products={name: _spread(part, searched, count) for name, part in state.by_products.items()},
     )
 
 
-def _require_finite(logits: Tensor) -> None:
-    """Refuses a model whose answer decides nothing: NaN is neither right nor wrong."""
-    if not bool(logits.isfinite().all()):
-        raise ValueError("the model returned logits that are not finite")
+_NOT_FINITE = "numbers that are not finite"
+
+
+def _without_answer(state: Batch, final: Tensor) -> dict[int, str]:
+    """What is wrong with the rows of a search that met changes without an answer, by row.
+
+    Args:
+        state: after the search.
+        final: bool ``[B]``, which of the images that it left have an answer.
+    """
+    found = dict.fromkeys(_rows_of(~final), f"the image that the search left was answered by {_NOT_FINITE}")
+    for row in _rows_of(state.unanswered):
+        found[row] = f"{state.unanswered[row]} of {state.queries[row]} changes were answered by {_NOT_FINITE}"
+    return found
+
+
+def _rows_of(which: Tensor) -> list[int]:
+    return torch.nonzero(which)[:, 0].tolist()
 
 
 def _spread(part: Tensor, searched: np.ndarray, count: int) -> np.ndarray:

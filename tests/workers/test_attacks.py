@@ -164,7 +164,7 @@ def test_floats_and_tensors_are_taken() -> None:
 
 
 @pytest.mark.parametrize("when", ["clean", "found"])
-def test_a_model_that_answers_nan_is_refused(when: str) -> None:
+def test_an_image_that_is_answered_nan_fails_by_itself(when: str) -> None:
     """Not counted as wrong, nor as broken: what NaN says of an image is nothing."""
     model, shape, _ = random_model("grey", 70)
     images = random_images(shape, 4, 71)
@@ -172,8 +172,21 @@ def test_a_model_that_answers_nan_is_refused(when: str) -> None:
 
     class Moody(torch.nn.Module):
         def forward(self, given: torch.Tensor) -> torch.Tensor:
-            clean = bool(torch.equal((given[:4] * 255).round().to(torch.uint8), torch.tensor(images)))
-            return model(given) * (float("nan") if clean == (when == "clean") else 1)
+            levels = (given * 255).round().to(torch.uint8)
+            clean = (levels == torch.tensor(images[1])).flatten(1).all(dim=1)
+            near = (levels.int() - torch.tensor(images[1]).int()).abs().flatten(1).amax(dim=1) < 30
+            silent = clean if when == "clean" else near & ~clean
+            return model(given).masked_fill(silent[:, None], float("nan"))
 
-    with pytest.raises(ValueError, match="not finite"):
-        ATTACKS["fgsm"](epsilon=0.1)(Moody(), images, labels)
+    whole = ATTACKS["fgsm"](epsilon=0.1)(model, images, labels)
+    found = ATTACKS["fgsm"](epsilon=0.1)(Moody(), images, labels)
+    said = "the clean image was" if when == "clean" else "the image that the search left was"
+    assert list(found.error) == [None, f"{said} answered by numbers that are not finite", None, None]
+    assert found.status[1] == "failed"
+    assert not found.success[1]
+    rest = [0, 2, 3]
+    assert list(found.status[rest]) == list(whole.status[rest])
+    assert np.array_equal(found.adversarial[rest], whole.adversarial[rest])
+    assert np.array_equal(found.adversarial_confidence[rest], whole.adversarial_confidence[rest])
+    table = found.to_table()
+    assert table["adversarial_prediction"].to_pylist()[1] is None

@@ -33,6 +33,7 @@ from workers.detectors.guarded import Guarded, write_guarded
 from workers.detectors.scoring import fresh_noise, score_images
 from workers.detectors.stand_in import learn
 from workers.errors import WrongInput
+from workers.evaluation.answers import REJECTED, UNANSWERED, answers
 from workers.models.loading import ModelRecipe, read_model
 from workers.results import Status
 
@@ -254,26 +255,38 @@ def test_a_score_without_a_gradient_may_fall_farther_out(form: Form, norm: Any) 
 
 
 class Broken(Detector):
-    """NaN for dark images."""
+    """No score of dark images."""
+
+    def __init__(self, classifier: nn.Module, value: float) -> None:
+        super().__init__(classifier)
+        self.value = value
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         bright = images.flatten(1).mean(dim=1)
-        return torch.where(bright < 0.5, torch.nan, -bright)
+        return torch.where(bright < 0.5, self.value, -bright)
 
 
-def test_an_image_without_a_score_is_not_flagged() -> None:
-    """It is above no threshold, so whoever deploys the detector lets it through."""
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_an_image_without_a_score_is_neither_flagged_nor_not_flagged(value: float) -> None:
     model, shape, _ = random_model("grey", 1)
-    guarded = Guarded(model, Broken(model), threshold=-0.8, scale=1.0, guides=torch.zeros(1, 4)).eval()
+    guarded = Guarded(model, Broken(model, value), threshold=-0.8, scale=1.0, guides=torch.zeros(1, 4)).eval()
     dark, bright = torch.full((1, *shape), 0.1), torch.full((1, *shape), 0.7)
-    assert guarded.excess(torch.cat([dark, bright])).sign().tolist() == [-1, 1]
+    excess = guarded.excess(torch.cat([dark, bright]))
+    assert torch.isnan(excess).tolist() == [True, False]
+    assert excess[1] > 0
     images = torch.cat([dark, bright]).mul(255).round().to(torch.uint8)
+    assert answers(guarded, images.numpy()).tolist() == [UNANSWERED, REJECTED]
     with torch.no_grad():
         labels = guarded(images.float() / 255).argmax(dim=1)
     found = Adaptive(steps=20)(guarded, images, labels)
+    assert found.error[0] == "the clean image was answered by numbers that are not finite"
+    assert found.status[0] == Status.FAILED
+    assert (found.status[1] == Status.FAILED) == (found.error[1] is not None)
+    turned = found.success[1]
     with torch.no_grad():
-        flagged = guarded.excess(torch.from_numpy(found.adversarial).float() / 255) > 0
-    assert np.array_equal(found.success, (found.adversarial_prediction != labels.numpy()) & ~flagged.numpy())
+        last = guarded.excess(torch.from_numpy(found.adversarial[1:]).float() / 255)[0]
+    assert turned == (found.status[1] == Status.SUCCESS)
+    assert not turned or last <= 0
 
 
 def test_random_scores_are_taken_at_their_upper_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

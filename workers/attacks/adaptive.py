@@ -165,13 +165,12 @@ class Adaptive(Attack):
         logits, excess = goal.apart(found)
         if excess is None:
             excess = torch.zeros_like(logits[:, 0])
-        calm = [gradient.nan_to_num_() for gradient in (towards, *away)]
         return _State(
             fooled=plain.reached(logits, rows),
             margin=plain.margin(logits, rows),
             excess=excess,
-            towards=calm[0],
-            away=calm[1] if away else torch.zeros_like(towards),
+            towards=towards,
+            away=away[0] if away else torch.zeros_like(towards),
         )
 
     def size(self, change: "Tensor") -> "Tensor":

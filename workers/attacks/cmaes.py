@@ -57,6 +57,7 @@ class CMAES(FewPixelAttack):
                 genes = torch.from_numpy(asked[:, :count]).to(rows.device).flatten(0, 1)
                 position, levels = phenotype(genes, self.pixels, height, width)
                 _, margin = incumbents.judge(rows.repeat_interleave(count), position, levels)
+                margin.clamp_(max=torch.finfo(margin.dtype).max)  # the library subtracts them, and ∞ − ∞ is none
                 batch.generations[rows] += 1
                 if count == asked.shape[1]:
                     for one, fitness in zip(mine, margin.view(-1, count).tolist(), strict=True):

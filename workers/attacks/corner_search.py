@@ -102,15 +102,17 @@ def rankings(logits: "Tensor", rows: "Tensor", goal: "Goal") -> "Tensor":
     """What single changes are ranked by, lowest first, float32 ``[n, R]``.
 
     Untargeted, R is the number of classes: f_y − f_r in the column of each class r, and in that of the label y
-    the margin. Targeted, the one column is f_y − f_t.
+    the margin. Targeted, the one column is f_y − f_t. ∞ where there is no answer.
 
     Args:
         logits: ``[n, K]`` of the changed images.
         rows: int64 ``[n]``, their rows of the batch.
         goal: of the batch.
     """
+    from workers.evaluation.scores import answered
+
     label = goal.labels[rows][:, None]
-    behind = logits.gather(1, label) - logits
+    behind = (logits.gather(1, label) - logits).masked_fill_(~answered(logits)[:, None], float("inf"))
     if goal.targets is not None:
         return behind.gather(1, goal.targets[rows][:, None])
     return behind.scatter(1, label, goal.margin(logits, rows)[:, None])

@@ -25,7 +25,8 @@ class _Exhaustive(Attack):
 
     An image of which no candidate succeeds is certified. By-products: ``successes``, how many candidates
     succeed, ``untried``, how many changes of the space to be decided are left out, and ``map``, for each pixel how many
-    of the successes use it.
+    of the successes use it; where there are any, ``ties``, how many candidates fail only because the prediction is the
+    lowest class of the highest logits.
     """
 
     CERTIFIES: ClassVar[bool] = True
@@ -54,6 +55,7 @@ class _Exhaustive(Attack):
         batch.by_products["successes"] = torch.zeros(len(batch), dtype=torch.int64, device=device)
         batch.by_products["untried"] = torch.full((len(batch),), untried, device=device)
         batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32, device=device)
+        ties = torch.zeros_like(batch.by_products["successes"])
         for row in batch.all_rows.tolist():
             around = batch.around(batch.images[row : row + 1], batch.all_rows[row : row + 1])
             best = (True, float("inf"))  # failures after successes: at a margin of zero there are both
@@ -62,6 +64,7 @@ class _Exhaustive(Attack):
                 index = torch.zeros(len(position), dtype=torch.int64, device=device)
                 _, margin, success = around.judge(index, position, levels)
                 batch.by_products["successes"][row] += success.sum()
+                ties[row] += ((margin == 0) & ~success).sum()
                 used = torch.bincount(position[success].flatten(), minlength=height * width)
                 batch.by_products["map"][row] += used.to(torch.int32)
                 failed = not bool(success.any())
@@ -70,6 +73,8 @@ class _Exhaustive(Attack):
                 if rank < best:
                     best, chosen = rank, strongest[None]
                     batch.adversarial[row] = around.images(index[:1], position[chosen], levels[chosen])[0]
+        if bool(ties.any()):
+            batch.by_products["ties"] = ties
         batch.certified = (batch.by_products["successes"] == 0) & (untried == 0)
 
     def _untried(self, shape: tuple[int, int, int]) -> int:

@@ -32,7 +32,8 @@ class JSMA(Attack):
     β < 0; the ``prediction`` map (the seed's code) likewise under β = ∂F_predicted/∂x − ∂F_target/∂x. For θ < 0
     the signs of α and β are flipped (Eq. 9). A feature is one channel of a pixel.
 
-    A saturated feature leaves the search domain; an image without an admissible feature or pair is exhausted.
+    A saturated feature leaves the search domain, and one without a finite α and β does for that step; an image without
+    an admissible feature or pair is exhausted.
     γ limits the features that differ from the clean image, and is never overshot: with features left for a step,
     any in the domain may move, else only those that have moved already. As in Algorithm 3 a pair needs two, so
     that an odd rest is not used.
@@ -151,14 +152,16 @@ class JSMA(Attack):
             return [towards, predicted - towards]
 
         images = searches.levels.view(-1, *batch.images.shape[1:])
-        logits, (alpha, beta) = batch.vector_jacobian(images, searches.image, cotangents)
+        logits, (alpha, beta) = batch.derivatives(images, searches.image, cotangents)
         alpha, beta = alpha.flatten(1), beta.flatten(1)
+        known = alpha.isfinite() & beta.isfinite()
+        alpha, beta = (derivative.where(known, 0) for derivative in (alpha, beta))
         if self.weighted:
             step = abs(round(255 * self.theta))
             room = 255 - searches.levels if self.theta > 0 else searches.levels
             part = room.clamp_max(step) / step
             alpha, beta = alpha * part, beta * part
-        domain = searches.levels != (255 if self.theta > 0 else 0)
+        domain = known & (searches.levels != (255 if self.theta > 0 else 0))
         if self.gamma is not None:
             spent = searches.changed + self.features_a_step > self.most_features(images[0].numel())
             domain &= ~spent[:, None] | (searches.levels != batch.images.flatten(1)[searches.image])

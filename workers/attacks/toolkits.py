@@ -137,6 +137,7 @@ class ToolkitAttack(Attack):
                 with _own_randomness(task):
                     found = self._attack(model, task)
                 batch.queries[row], batch.gradients[row] = model.queries, model.gradients
+                batch.unanswered[row], batch.not_finite[row] = model.unanswered, model.not_finite
                 if found.shape != clean.shape or not bool(found.isfinite().all()):
                     raise ValueError(f"{self.NAME} returned no image of finite numbers")
                 levels = found.detach().float() * 255
@@ -372,24 +373,37 @@ def _model_that_is_only_asked() -> "nn.Module":
 
 
 def _counted(model: "nn.Module") -> Any:
-    """The model, counting images forward and derivatives back in ``queries`` and ``gradients``."""
+    """The model, counting images forward and derivatives back in ``queries`` and ``gradients``.
+
+    ``unanswered`` and ``not_finite`` count as in `workers.search.Batch`; a derivative that is not finite is 0.
+    """
     import torch
+
+    from workers.evaluation.scores import answered
 
     class Counted(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
-            self.queries = self.gradients = 0
+            self.queries = self.gradients = self.unanswered = self.not_finite = 0
 
         def forward(self, images: "Tensor") -> "Tensor":
             self.queries += len(images)
+            images = images.view_as(images)  # the hook is to see what comes out of the model alone
+            if images.requires_grad:
+                images.register_hook(self.made_finite)  # type: ignore[no-untyped-call]
             logits = self.model(images).float()
+            self.unanswered += int((~answered(logits.detach())).sum())
             if logits.requires_grad:
                 logits.register_hook(self.passed_back)
             return logits
 
         def passed_back(self, gradient: "Tensor") -> None:
             self.gradients += len(gradient)
+
+        def made_finite(self, gradient: "Tensor") -> "Tensor":
+            self.not_finite += int((~gradient.isfinite()).sum())
+            return gradient.nan_to_num(0, 0, 0)
 
     return Counted().eval()
 

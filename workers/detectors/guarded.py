@@ -25,9 +25,6 @@ DEVIATIONS = 3
 """By how many standard deviations of its scores an image is to be under the threshold: of fresh draws four in a hundred
 then are above it, by Student's t with three degrees of freedom."""
 
-FAR = 1e6
-"""Excess that stands for an infinite one; −`FAR` for a score that is not a number, which is above no threshold."""
-
 
 class Guarded(nn.Module):
     """A classifier and its detector: logits of the pair, and by how much an image is over the threshold.
@@ -79,6 +76,8 @@ class Guarded(nn.Module):
     def excess(self, images: Tensor) -> Tensor:
         """How far images are over the threshold, float ``[n]`` in units of `scale`; above 0 they are flagged.
 
+        NaN where the score is not finite: such an image is neither flagged nor not flagged.
+
         Of a random detector: the mean of its scores over fixed draws, and `DEVIATIONS` standard deviations more, for
         an image to be let through under fresh draws too.
         """
@@ -90,7 +89,9 @@ class Guarded(nn.Module):
         if self.stand_in is not None:  # its gradient, the detector's value
             other = self.stand_in(images)
             score = other + (score - other).detach()
-        return ((score - self.threshold) / self.scale).nan_to_num(-FAR, posinf=FAR, neginf=-FAR)
+        largest = torch.finfo(score.dtype).max
+        excess = ((score - self.threshold) / self.scale).clamp(-largest, largest)
+        return excess.where(score.isfinite(), torch.nan)
 
     def _noises(self, images: Tensor) -> list[Tensor | None]:
         """The fixed draws, each the same for all images."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from workers.detectors.detector import Detector
+from workers.evaluation.scores import predicted
 
 __all__ = ["Scored", "fresh_noise", "reconstruct_images", "score_images"]
 
@@ -17,7 +18,10 @@ BATCH = 64
 
 
 class Scored(NamedTuple):
-    """Suspicion float32 ``[n]``, and the class int64 ``[n]`` that the pair of classifier and detector answers."""
+    """Suspicion float32 ``[n]``, and the class int64 ``[n]`` that the pair of classifier and detector answers.
+
+    The class is `UNANSWERED` where the pair's logits are not finite.
+    """
 
     scores: np.ndarray
     predictions: np.ndarray
@@ -58,7 +62,7 @@ def score_images(
     with torch.no_grad():
         for inputs, drawn, count in _batches(images, noise):
             scores.append(detector.score(inputs, drawn)[:count].float().numpy())
-            predictions.append(detector.predict(inputs, drawn)[:count].argmax(dim=1).numpy())
+            predictions.append(predicted(detector.predict(inputs, drawn)[:count]).numpy())
             on_images(count)
     return Scored(np.concatenate(scores), np.concatenate(predictions))
 

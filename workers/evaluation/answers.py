@@ -8,9 +8,10 @@ from torch import nn
 
 from workers.detectors.guarded import Judged
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.scores import UNANSWERED, answered, predicted
 from workers.remedies.remedied import judging
 
-__all__ = ["REJECTED", "answers", "margins"]
+__all__ = ["REJECTED", "UNANSWERED", "answers", "margins"]
 
 REJECTED = -1
 """The answer of a guarded classifier to an image that it flags, and of a model with a NULL class to what it rejects."""
@@ -29,16 +30,17 @@ def answers(
         on_images: called with the number of images just answered.
 
     Returns:
-        int64 ``[n]``; `REJECTED` where the model rejects.
+        int64 ``[n]``; `REJECTED` where the model rejects, `UNANSWERED` where its numbers are not finite.
     """
     whole = judging(model)
     guarded, evaluator = isinstance(whole, Judged), DenseEvaluator(whole)
     found = [np.empty(0, dtype=np.int64)]
     for start in range(0, len(images), CHUNK):
         logits = evaluator.logits(torch.tensor(images[start : start + CHUNK], device=evaluator.device)).cpu()
-        classes = (logits[:, :-1] if guarded else logits).argmax(dim=1).numpy()
+        classes = predicted(logits[:, :-1] if guarded else logits).numpy()
         if guarded:
-            classes = np.where(logits[:, -1].numpy() > 0, REJECTED, classes)
+            flagged, known = logits[:, -1].numpy() > 0, answered(logits[:, -1:]).numpy()
+            classes = np.where(flagged, REJECTED, np.where(known, classes, UNANSWERED))
         found.append(classes)
         on_images(len(classes))
     return np.concatenate(found)
@@ -53,7 +55,7 @@ def margins(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndar
         labels: int64 ``[n]``.
 
     Returns:
-        float32 ``[n]``; above 0 where the image is misclassified.
+        float32 ``[n]``; above 0 where the image is misclassified, NaN where its logits are not finite.
     """
     whole = judging(model)
     guarded, evaluator = isinstance(whole, Judged), DenseEvaluator(whole)
@@ -63,5 +65,5 @@ def margins(model: nn.Module, images: np.ndarray, labels: np.ndarray) -> np.ndar
         logits = logits[:, :-1] if guarded else logits
         label = torch.tensor(labels[start : start + CHUNK])[:, None]
         others = logits.scatter(1, label, -torch.inf).amax(dim=1)
-        found.append((others - logits.gather(1, label)[:, 0]).numpy().astype(np.float32))
+        found.append((others - logits.gather(1, label)[:, 0]).where(answered(logits), torch.nan).numpy())
     return np.concatenate(found)

@@ -10,6 +10,9 @@ from workers.models.loading import Normalised
 
 __all__ = ["Chain", "Layer", "read_chain"]
 
+LARGEST = 1e37
+"""What no number inside a chain may exceed, whatever the image: a sum that overflows hides what it was made of."""
+
 _RELUS = {torch.relu, nn.functional.relu, torch.relu_}
 
 
@@ -56,12 +59,25 @@ class Chain:
             hidden = found[-1].relu()
         return found
 
+    @property
+    def largest(self) -> float:
+        """What no pre-activation, nor the sum of its parts' sizes, exceeds for images in [0, 1]; NaN, ∞ if some may."""
+        ends = torch.stack([-self.mean / self.std, (1 - self.mean) / self.std]).double().abs()
+        most = float(ends.amax())
+        largest = 0.0
+        for layer in self.layers:
+            terms = layer.weight.double().abs().flatten(1).sum(dim=1) * most + layer.bias.double().abs()
+            most = float(terms.amax())
+            largest = max(largest, most) if most == most else most
+        return largest
+
 
 def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
     """Reads a model in ``eval()`` mode as a chain for images of ``(C, H, W)``; None when it is none.
 
     The model is traced symbolically, so any way of writing a chain will do: ``nn.Sequential``, a ``forward``
-    with `torch.relu`, dropout and identity between. What is read is compared with the model on an image.
+    with `torch.relu`, dropout and identity between. What is read is compared with the model on an image. One in which
+    some image may overflow is none: on the way a ReLU can hide a NaN from what is computed of it in parts.
     """
     mean, std = torch.zeros(shape[0]), torch.ones(shape[0])
     inner = model
@@ -75,6 +91,8 @@ def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
     if layers is None:
         return None
     chain = Chain(layers, mean, std)
+    if not chain.largest < LARGEST:
+        return None
     probe = torch.linspace(0, 1, shape[0] * shape[1] * shape[2]).reshape(1, *shape)
     device = next(model.parameters()).device
     with torch.no_grad():

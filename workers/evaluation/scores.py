@@ -1,4 +1,7 @@
-"""What a search reads off logits: the lead of a class, its log-odds, and how far logits may be off.
+"""What is read off logits: whether they are an answer, the class, its lead and log-odds, how far they may be off.
+
+An answer is finite numbers: one NaN or infinity among them, and it says nothing of the image. A class that is never
+to be predicted has a large negative logit, not −∞. The prediction is the lowest class of the highest logits.
 
 On the CPU each is one compiled pass: torch's reductions over ten classes take several, and wake its threads.
 """
@@ -10,7 +13,24 @@ from torch import Tensor
 from workers import compiled
 from workers.compiled import kernel
 
-__all__ = ["lead", "log_odds", "slack"]
+__all__ = ["UNANSWERED", "answered", "lead", "log_odds", "predicted", "slack"]
+
+UNANSWERED = -2
+"""What stands for a class where there is no answer."""
+
+
+def answered(numbers: Tensor) -> Tensor:
+    """bool ``[n]``: which rows of ``[n, K]`` are an answer, every number of them finite."""
+    if compiled.on_host(numbers):
+        found = np.empty(len(numbers), np.bool_)
+        compiled.spread(_answered, len(found), numbers.numpy(), found)
+        return torch.from_numpy(found)
+    return numbers.isfinite().all(dim=1)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """int64 ``[n]``: the lowest class of the highest logits ``[n, K]``; `UNANSWERED` where they are no answer."""
+    return logits.argmax(dim=1).masked_fill(~answered(logits), UNANSWERED)
 
 
 def lead(logits: Tensor, chosen: Tensor) -> Tensor:
@@ -44,6 +64,15 @@ def slack(logits: Tensor) -> Tensor:
 
 
 @kernel(nogil=True)
+def _answered(start, stop, numbers, found):  # type: ignore[no-untyped-def]
+    for i in range(start, stop):
+        finite = True
+        for j in range(numbers.shape[1]):
+            finite &= np.isfinite(numbers[i, j])
+        found[i] = finite
+
+
+@kernel(nogil=True)
 def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
         best = np.float32(-np.inf)
@@ -57,6 +86,8 @@ def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
 def _log_odds(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     _lead(start, stop, logits, chosen, found)
     for i in range(start, stop):
+        if not np.isfinite(found[i]):  # logits further apart than float32 goes: beside that the sum is nothing
+            continue
         best = logits[i, chosen[i]] - found[i]
         total = np.float32(0)
         for j in range(logits.shape[1]):

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from workers.errors import WrongInput
+from workers.evaluation.scores import answered
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
@@ -27,6 +29,9 @@ from workers.models.synthesis import SynthesisClassifier
 from workers.remedies.remedies import NONE, Remedies
 
 __all__ = ["ModelRecipe", "check_model", "construct", "hash_of_sources", "pack_weights", "read_model", "user_function"]
+
+TRIED = 64
+"""Images that a model is tried on before it is said to answer none."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +153,14 @@ def pack_weights(model: nn.Module) -> bytes:
 def check_model(model: nn.Module, dataset: Dataset) -> int:
     """Tries a model on the first two images of a data set.
 
+    An image without a finite answer is one that a search fails on; where no image has one, there is nothing to search.
+
     Returns:
         The number of classes.
 
     Raises:
-        WrongInput: when it fails on images of this shape, does not return finite logits ``[n, classes]``, or
-            knows fewer classes than the labels.
+        WrongInput: when it fails on images of this shape, does not return logits ``[n, classes]``, gives a finite
+            answer to none of the first images, or knows fewer classes than the labels.
     """
     images = torch.tensor(dataset.images[:2]).float().div(255)
     shape = "×".join(map(str, dataset.shape))
@@ -165,13 +172,28 @@ def check_model(model: nn.Module, dataset: Dataset) -> int:
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise WrongInput(f"the model must return logits [{len(images)}, classes], got {came}")
-    if not logits.is_floating_point() or not logits.isfinite().all():
-        raise WrongInput("the model must return finite floating-point logits")
+    if not logits.is_floating_point():
+        raise WrongInput(f"the model must return floating-point logits, got {logits.dtype}")
+    if not bool(answered(logits).any()) and not _answers_any(model, some := dataset.images[:TRIED]):
+        raise WrongInput(f"the model must return finite logits: it does for none of the first {len(some)} images")
     if logits.shape[1] < max(2, dataset.classes):
         raise WrongInput(
             f"the model knows {logits.shape[1]} classes, the labels of {dataset.name} go to {dataset.classes - 1}"
         )
     return logits.shape[1]
+
+
+def _answers_any(model: nn.Module, images: np.ndarray) -> bool:
+    """Whether a model may answer some image by finite numbers; if it fails, a search says so of each image."""
+    device = next(model.parameters(), torch.empty(0)).device
+    try:
+        with torch.no_grad():
+            return any(
+                bool(answered(model(pair.to(device).float().div(255)).float()).any())
+                for pair in torch.split(torch.tensor(images), 2)
+            )
+    except Exception:  # whatever a foreign model raises
+        return True
 
 
 class Normalised(nn.Module):

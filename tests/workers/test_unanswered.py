@@ -1,0 +1,149 @@
+"""Answers that are not finite, ties, saturation: every search, certificate and replay against float64 brute force."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.replay import first_difference
+from tests.workers.planted_cases import Planted, drawn, judged
+from workers.attacks import ATTACKS
+from workers.attacks.attack import Attack
+from workers.images import Dataset
+from workers.results import SearchResult, Status
+
+SEARCHES: list[tuple[str, dict[str, Any]]] = [
+    ("one-pixel-exact", {}),
+    ("one-pixel-exact", {"levels": "extremes"}),
+    ("two-pixel-exact", {}),
+    ("pixel-beam", {"pixels": 2, "width": 3, "candidates": 4}),
+    ("pixel-beam", {"pixels": 1, "width": 2, "candidates": 0, "max_queries": 7}),
+    ("de", {"pixels": 2, "population": 8, "generations": 4}),
+    ("de", {"pixels": 1, "population": 6, "generations": 4, "fitness": "margin", "strategy": "rand1bin"}),
+    ("random-pixels", {"pixels": 2, "max_queries": 30}),
+    ("sparse-rs", {"pixels": 2, "max_queries": 30}),
+    ("corner-search", {"pixels": 2, "ranked": 5, "max_queries": 60}),
+    ("cma-es", {"pixels": 2, "max_queries": 60}),
+    ("fgsm", {"epsilon": 0.2}),
+    ("ifgsm", {"steps": 5, "step_size": 0.05}),
+    ("pgd", {"epsilon": 0.3, "steps": 5, "restarts": 2}),
+    ("pgd", {"epsilon": 0.9, "norm": "l2", "steps": 5, "loss": "margin"}),
+    ("apgd", {"epsilon": 0.3, "steps": 6}),
+    ("ddn", {"steps": 6}),
+    ("adaptive", {"steps": 6}),
+    ("adaptive", {"form": "penalty", "steps": 6}),
+    ("square", {"epsilon": 0.3, "max_queries": 12}),
+    ("square", {"epsilon": 0.9, "norm": "l2", "max_queries": 12, "loss": "ce"}),
+    ("rays", {"epsilon": 0.3, "max_queries": 30}),
+    ("noise", {"epsilon": 0.3, "max_queries": 8}),
+    ("jsma", {"gamma": 0.8}),
+    ("jsma", {"map": "pair", "theta": -0.5, "max_steps": 6}),
+    ("jsma", {"map": "classes", "weighted": True, "max_steps": 6}),
+]
+
+
+def space(attack: Attack, image: np.ndarray) -> np.ndarray | None:
+    """All images that an exact search tries; None for another search."""
+    one, two = attack.NAME == "one-pixel-exact", attack.NAME == "two-pixel-exact"
+    if not (one or two):
+        return None
+    channels, height, width = image.shape
+    corners = list(itertools.product((0, 255), repeat=channels))
+    whole = one and channels == 1 and attack.levels == "all"  # type: ignore[attr-defined]
+    values = [(level,) for level in range(256)] if whole else corners
+    made = []
+    for places in itertools.combinations(range(height * width), 1 if one else 2):
+        for chosen in itertools.product(values, repeat=len(places)):
+            copy = image.copy()
+            for place, value in zip(places, chosen, strict=True):
+                copy[:, place // width, place % width] = value
+            made.append(copy)
+    return np.array(made)
+
+
+def disagreements(
+    attack: Attack, model: Planted, images: np.ndarray, labels: np.ndarray, targets: np.ndarray | None
+) -> tuple[int, list[str]]:
+    """How many rows a search gave, and which of them float64 says otherwise of."""
+    result = attack(model, images, labels, targets=targets)
+    found = []
+    for row in range(len(images)):
+        target = None if targets is None else int(targets[row])
+        said = _expected(attack, model, images[row], int(labels[row]), target, result, row)
+        found += [f"row {row}: {one}, got {result.status[row]} ({result.error[row]})" for one in said]
+    data = Dataset(images, labels, "all", "planted")
+    replayed = first_difference(
+        result.to_table(), attack, 0, data, model, block=16, batch=64, on_rows=lambda count: None
+    )
+    found += [f"replay: {replayed}"] if replayed else []
+    kept = np.flatnonzero(np.isfinite(model.exact(images)).all(axis=1))
+    if 0 < len(kept) < len(images):
+        alone = attack(model, images[kept], labels[kept], targets=None if targets is None else targets[kept], ids=kept)
+        rows = (
+            table.drop_columns(["seconds"]).to_pylist() for table in (alone.to_table(), result.to_table().take(kept))
+        )
+        found += [] if next(rows) == next(rows) else ["other images of the call change a row"]
+    return len(images), found
+
+
+def _expected(
+    attack: Attack, model: Planted, image: np.ndarray, label: int, target: int | None, result: SearchResult, row: int
+) -> list[str]:
+    status, error = result.status[row], result.error[row]
+    (clean,) = model.exact(image[None])
+    if not np.isfinite(clean).all():
+        return [] if status == Status.FAILED and "clean image" in error else ["clean has no answer"]
+    if clean.argmax() != label:
+        return [] if status == Status.ALREADY_WRONG else ["clean is wrong"]
+    if target == label:
+        return [] if status == Status.SKIPPED else ["target is the label"]
+    if status == Status.FAILED and not model.share:
+        return ["nothing is planted"]
+    if status != Status.FAILED:
+        known, reached, _ = judged(model.exact(result.adversarial[row : row + 1]), label, target)
+        if not known[0] or reached[0] != (status == Status.SUCCESS):
+            return [f"the stored image has an answer: {known[0]}, reaches: {reached[0]}"]
+    elif "changes" in error:
+        bad, asked = int(error.split()[0]), int(error.split()[2])
+        if not 0 < bad <= asked == result.queries[row]:
+            return ["impossible counts"]
+    if (made := space(attack, image)) is None:
+        return []
+    known, reached, ties = judged(model.exact(made), label, target)
+    untried = result.by_products["untried"][row]
+    if not known.all():
+        wanted, why = Status.FAILED, f"{(~known).sum()} of {len(known)} changes were answered by "
+    else:
+        wanted = Status.SUCCESS if reached.any() else Status.EXHAUSTED if untried else Status.CERTIFIED
+        why = ""
+    said = [] if status == wanted and (error or "").startswith(why) else [f"{wanted}, {why}"]
+    if result.by_products["successes"][row] != reached.sum():
+        said.append(f"{reached.sum()} successes")
+    tied = result.by_products["ties"][row] if "ties" in result.by_products else 0
+    if tied != ties.sum():
+        said.append(f"{ties.sum()} ties, not {tied}")
+    return said
+
+
+def tried(count: int, seed: int) -> None:
+    """Draws networks until so many rows were compared."""
+    rng, rows, statuses = np.random.default_rng(seed), 0, 0
+    for name, parameters in itertools.cycle(SEARCHES):
+        if rows >= count:
+            break
+        model, images, labels, targets = drawn(rng)
+        attack = ATTACKS[name](**parameters)
+        compared, found = disagreements(attack, model, images, labels, targets)
+        assert not found, (name, parameters, rows, found)
+        rows, statuses = rows + compared, statuses + 1
+    assert rows >= count
+
+
+def test_searches_agree_with_float64() -> None:
+    tried(2 * 4 * len(SEARCHES), 5)
+
+
+@pytest.mark.slow
+def test_searches_agree_with_float64_ten_thousand_times() -> None:
+    tried(10_000, 6)
