@@ -291,7 +291,8 @@ def _by_shard(file: PartFile, table: pa.Table) -> dict[int, pa.Table]:
 def _joined(rows: dict[int, pa.Table]) -> pa.Table:
     """The rows of shards that follow each other as one table that says where each begins."""
     shards = sorted(rows)
-    table = pa.concat_tables([rows[shard].replace_schema_metadata(None) for shard in shards]).combine_chunks()
+    parts = [rows[shard].replace_schema_metadata(None) for shard in shards]
+    table = pa.concat_tables(parts, promote_options="default").combine_chunks()
     metadata = dict(rows[shards[0]].schema.metadata or {})
     metadata[_COUNTS] = json.dumps([len(rows[shard]) for shard in shards]).encode()
     return table.replace_schema_metadata(metadata)

@@ -89,7 +89,7 @@ class Singles:
         if before is not None:  # without what the rows that were searched again left
             again = {key for table in singles for key in _keys(table)}
             tables.insert(0, before.filter(pa.array([key not in again for key in _keys(before)])))
-        write_part(pa.concat_tables(tables), self._folder.by_products(shard))
+        write_part(pa.concat_tables(tables, promote_options="default"), self._folder.by_products(shard))
 
     @staticmethod
     def _read(place: Place) -> pa.Table:

@@ -279,6 +279,18 @@ class RunFolder:
         by_products, parts = self._tables(plan)
         return ShardRows(*by_products), ShardRows(*parts)
 
+    def beside(self, plan: Plan) -> list[pa.Table | None]:
+        """For each budget what the attack left beside the rows, by the same key; None where it left nothing."""
+        nothing: list[pa.Table | None] = [None] * len(plan.params_hashes)
+        if not (self.place / "by-products").names():  # else each shard's is asked for, of which there are none
+            return nothing
+        rows, _ = self.shard_rows(plan)
+        found = [table for shard in range(plan.shards) if (table := rows.of(shard)) is not None]
+        if not found:
+            return nothing
+        whole = pa.concat_tables(found, promote_options="default")
+        return [whole.filter(pc.equal(whole["params_hash"], name)) for name in plan.params_hashes]
+
     def failed(self, plan: Plan) -> dict[int, set[int]]:
         """The rows with status ``failed`` at any budget, by the shard that they are in."""
         found: dict[int, set[int]] = {}

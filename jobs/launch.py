@@ -209,18 +209,22 @@ def launch(
             if isinstance(error, KeyboardInterrupt):
                 raise Interrupted("interrupted before the search began") from None
             raise
+    from analysis.reservations import reservations
     from analysis.summary import SUMMARISED, summarise
 
-    tables = folder.tables(plan, SUMMARISED) if watch is None else folder.read(plan, SUMMARISED)[1]
+    columns = (*SUMMARISED, "target")
+    tables = folder.tables(plan, columns) if watch is None else folder.read(plan, columns)[1]
     summaries: list[Summary] = []
     if not tables:
         return summaries
-    for attack, table in zip(attacks, tables, strict=True):
+    for attack, table, beside in zip(attacks, tables, folder.beside(plan), strict=True):
         summary = summarise(table)
         if watch is None:
             print(f"{title}: " * bool(title) + sentence(attack, selection.target, summary))
         if summary.first_error:
             say(f"the first failure: {summary.first_error}")
+        for said in reservations(table, beside):
+            say(said)
         summaries.append(summary)
     subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summaries

@@ -69,17 +69,7 @@ class RecordedRun:
     @cached_property
     def by_products(self) -> "list[pa.Table | None]":
         """For each budget what the attack left beside the rows, by the same key; None where it leaves nothing."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        if not (self.folder.place / "by-products").names():  # else each shard's is asked for, of which there are none
-            return [None] * len(self.plan.params_hashes)
-        beside, _ = self.folder.shard_rows(self.plan)
-        found = [table for shard in range(self.plan.shards) if (table := beside.of(shard)) is not None]
-        if not found:
-            return [None] * len(self.plan.params_hashes)
-        whole = pa.concat_tables(found)
-        return [whole.filter(pc.equal(whole["params_hash"], name)) for name in self.plan.params_hashes]
+        return self.folder.beside(self.plan)
 
     @property
     def probe(self) -> Probe:

@@ -172,6 +172,7 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
 
 def _findings(views: "Sequence[RunView]") -> list[str]:
     """The run that succeeds on the largest share of its images, and what is certified."""
+    from analysis.reservations import reservations
     from analysis.summary import summarise
 
     found = [(view, summarise(view.table)) for view in views]
@@ -185,6 +186,7 @@ def _findings(views: "Sequence[RunView]") -> list[str]:
         if certified := summary.counts.get(Status.CERTIFIED):
             rate = replace(summary.success, hits=certified, unknown=0)
             sentences.append(f"{view.title}: it is certified that no change of its space succeeds on {rate}")
+        sentences += [f"{view.title}: {said}" for said in reservations(view.table, view.by_products)]
     return sentences
 
 

@@ -47,19 +47,22 @@ def status(run: str) -> int:
 def tell(name: str, recorded: RecordedRun) -> None:
     """Prints what is known of a run."""
     plan, folder = recorded.plan, recorded.folder
+    from analysis.reservations import reservations
     from analysis.summary import SUMMARISED, summarise
 
-    done, tables = folder.read(plan, SUMMARISED)
+    done, tables = folder.read(plan, (*SUMMARISED, "target"))
     rows = sum(plan.part_rows(shard) for shard in done)
     state = "complete" if len(done) == plan.shards else "running" if folder.busy() else "stopped, resumable"
     print(f"{name}: {state}, {rows} of {plan.rows} rows, {len(done)} of {plan.shards} shards")
     for damaged in folder.damaged(done):
         print(f"{damaged} is damaged, or another run's; the run's next start searches again what it should hold")
-    for attack, table in zip(recorded.attacks, tables, strict=True) if done else ():
+    for attack, table, beside in zip(recorded.attacks, tables, folder.beside(plan), strict=True) if done else ():
         summary = summarise(table)
         print(sentence(attack, plan.frozen["target"], summary))
         if summary.first_error:
             print(f"the first failure: {summary.first_error}")
+        for said in reservations(table, beside):
+            print(said)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ def verify(run: str, *, model: str | None = None, weights: Path | None = None, d
     plan, done = recorded.plan, recorded.folder.done(recorded.plan)
     subject = recorded.subject(model, weights, data)
     from analysis.replay import first_difference
+    from analysis.reservations import reservations
     from analysis.summary import summarise
 
     rows, failed = sum(plan.part_rows(shard) for shard in done), 0
@@ -65,6 +66,10 @@ def verify(run: str, *, model: str | None = None, weights: Path | None = None, d
     if len(done) < plan.shards:
         print(f"{run}: {rows} rows agree, but {plan.shards - len(done)} of {plan.shards} shards are not done")
         return 1
+    _, tables = recorded.folder.read(plan, ("image_id", "target", "status"))
+    for table, beside in zip(tables, recorded.folder.beside(plan), strict=True):
+        for said in reservations(table, beside):
+            print(f"{run}: {said}")
     print(f"{run}: all {rows} rows agree with the model" + (f"; {failed} of them failed in the search" * (failed > 0)))
     return 0
 
