@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.evaluation.dense import DenseEvaluator
 from workers.losses import cotangents, values
 from workers.remedies.checks import Check, Probe, State
+from workers.remedies.foretold import share_that_comes
 from workers.remedies.inside import Inside
 from workers.remedies.remedied import SEARCHED_DRAWS, Searched
 from workers.remedies.remedies import Remedies
@@ -21,19 +22,19 @@ __all__ = ["PROBED", "probe"]
 PROBED = 32
 """Images that a probe looks at; clean ones are enough."""
 
-STEPS = (2, 16, 48)
-"""Levels by which images are moved along the gradient's sign, to see whether the loss rises as it says."""
-
 CONSISTENT = 0.3
-"""The share of the rise of the loss that a gradient foretells which must come: the median image's, at its best step."""
+"""The share of the rise of the loss that a gradient foretells which must come (`share_that_comes`)."""
 ZERO = 0.05
 """The share of images that may have no gradient at all."""
 AGREEMENT = 0.9
 """The share of images on which logits found inside a model, or its answers to each alone, must name its own class."""
 DISTINCT = 0.5
 """The share of all logits that must be different numbers."""
-GAPS = (0.1, 1000.0)
-"""The median lead of the highest logit within which no exponential of a loss over- or underflows."""
+LEADS = (2e-4, 1000.0)
+"""The median lead of the highest logit within which a loss is fit for float32: below, its steps, 5e-7 of a loss of
+log 1000, are over a four-hundredth of the lead; above, the exponentials of most classes underflow."""
+SEARCHED_LEADS = (0.1, 1000.0)
+"""Within which logits are searched as they are; below, a cross-entropy hardly tells one other class from the next."""
 FAR = 64
 """Levels of the noise under which logits found inside a model must still name its class."""
 SAME = 1e-3
@@ -110,7 +111,7 @@ def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Pr
                 chosen, best = remedies, view
             if best.clear(gradients):
                 break
-    if not GAPS[0] <= best.gap <= GAPS[1]:
+    if not SEARCHED_LEADS[0] <= best.gap <= SEARCHED_LEADS[1]:
         chosen = replace(chosen, scale=2.0 ** round(math.log2(10 / max(best.gap, 1e-30))))
     found = (*repeated, *_outputs(given, best, chosen), *(_gradients(given, best, chosen) if gradients else ()))
     seconds = (time.perf_counter() - started) / len(found)
@@ -232,18 +233,18 @@ def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, 
     usable = finite & (gradient.flatten(1).abs().amax(dim=1) > 0)
     if not bool(usable.any()):
         return "", 1.0, 0.0
-    before, best = values("margin", logits, label, None), torch.full(label.shape, -torch.inf, device=label.device)
-    for levels in STEPS:
-        moved = (clean + levels * gradient.sign().nan_to_num(0)).clamp(0, 255).to(torch.uint8)
-        foretold = (gradient * (moved.float() - clean.float()) / 255).flatten(1).sum(dim=1)
-        came = values("margin", _logits(searched, moved), label, None) - before
-        best = torch.maximum(best, (came / foretold.clamp(min=1e-30)).nan_to_num(0))
-    return "", float(1 - usable.float().mean()), float(best[usable].median())
+    lead = -values("margin", logits, label, None)
+    came = share_that_comes(
+        lambda moved: values("margin", _logits(searched, moved), label, None), clean, gradient, lead, usable
+    )
+    return "", float(1 - usable.float().mean()), came
 
 
 def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
     """The checks on the logits that a search sees: of the model as given, and under what was chosen."""
-    share, scaled = f"{given.distinct:.0%} of the logits are distinct", chosen.scale != 1
+    share, fit = f"{given.distinct:.0%} of the logits are distinct", LEADS[0] <= best.gap <= LEADS[1]
+    scaled = f"logits times {chosen.scale:.3g}" * (chosen.scale != 1)
+    lead = f"the highest leads by {best.gap:.3g} on the median image"
     return [
         _check(
             "softmax as logits",
@@ -255,12 +256,9 @@ def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
             chosen,
         ),
         _check("saturated or quantised outputs", share, not given.resolved, not best.resolved, chosen),
-        Check(
-            "scale of logits",
-            State.REMEDIED if scaled else State.PASSED,
-            f"the highest leads by {best.gap:.3g} on the median image",
-            f"logits times {chosen.scale:.3g}" * scaled,
-        ),
+        Check("scale of logits", State.PASSED, ", searched as ".join(filter(None, (lead, scaled))))
+        if fit
+        else Check("scale of logits", State.REMEDIED, lead, scaled),
     ]
 
 
