@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Group, Parameter
@@ -23,7 +22,7 @@ from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.places import Place
-from workers.sources import NAMES, load_data
+from workers.sources import is_single_file, load_data
 from workers.versions import versions
 
 if TYPE_CHECKING:
@@ -255,7 +254,8 @@ def load_foreign(name: str | None, subject: "Subject") -> "Dataset | None":
     if wanted == "none":
         return None
     try:
-        found = load_data(wanted, "test" if wanted in NAMES or Path(wanted).is_dir() else None, say=say)
+        split = None if is_single_file(wanted) else "test"
+        found = load_data(wanted, split, layout=subject.dataset.layout, say=say)
     except WrongInput as error:
         if name:
             raise WrongInput(str(error).replace("--data", "--foreign", 1)) from None

@@ -312,6 +312,7 @@ class _Launch:
             "mean": ",".join(map(str, recipe.mean)),
             "std": ",".join(map(str, recipe.std)),
             "data": str(Path(data).resolve()) if Path(data).exists() else data,
+            "layout": self.subject.dataset.layout,
             "remedies": recipe.remedies.describe(),
             "given": recipe.given_hash,
             "probe": self.probe.describe(),

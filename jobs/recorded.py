@@ -113,6 +113,7 @@ class RecordedRun:
             weights=weights or (Path(recorded["weights"]) if recorded["weights"] else None),
             data=data or recorded["data"],
             split=split,
+            layout=recorded.get("layout"),
             mean=recorded["mean"],
             std=recorded["std"],
         )

@@ -213,7 +213,7 @@ def _search(run: RecordedRun) -> list[str]:
         parameters[budget] = ",".join(map(word, values))
     words = ["attack", frozen["attack"]]
     words += flags({name: recorded[name] for name in ("model", "weights", "data", "mean", "std")})
-    words += flags({"split": None if frozen["split"] == "all" else frozen["split"]})
+    words += flags({"split": None if frozen["split"] == "all" else frozen["split"], "layout": recorded.get("layout")})
     words += flags(parameters, flag_of)
     words += flags({"seed": frozen["seed"] or None})
     if run.remedies == NONE and run.probe.remedies != NONE:

@@ -20,14 +20,15 @@ from jobs.recorded import RecordedRun, open_runs
 from jobs.report import run_views, write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
-from jobs.typed import changed
+from jobs.typed import changed, flags
 from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, JSMA, PGD, Attack, DifferentialEvolution, IterativeFGSM, OnePixelExact
 from workers.errors import WrongInput
 from workers.files import require_place
+from workers.images import Layout
 from workers.places import Place
 from workers.results import Status
-from workers.sources import NAMES, load_data
+from workers.sources import is_single_file, load_data
 
 __all__ = ["app"]
 
@@ -119,6 +120,7 @@ def run(
     *,
     out: Path,
     data: str = "mnist",
+    layout: Layout | None = None,
     options: Annotated[ExperimentOptions | None, Parameter(name="*")] = None,
     where: Annotated[Where | None, Parameter(name="*", group=Group("Where"))] = None,
 ) -> int:
@@ -126,12 +128,13 @@ def run(
     Args:
         out: Folder for the model, the runs and the page.
         data: mnist, fashion-mnist, digits, or a folder with train and test.
+        layout: Order of the axes of images that are arrays: chw or hwc. Asked for where it is in doubt.
     """
     from jobs.guard import Named
     from workers.training.classifiers import Recipe
 
     asked, parts = options or ExperimentOptions(), Parts()
-    if data not in NAMES and Path(data).is_file():
+    if is_single_file(data):
         raise WrongInput("--data is a single file: give a folder with train and test")
     if asked.label == asked.target:
         raise WrongInput(f"--target: must differ from --label, got {asked.target} twice")
@@ -140,12 +143,12 @@ def run(
     detector = Named.of(asked.detector or DETECTOR)
     _require_ours(out)
     parts.begin("data")
-    training, test = load_data(data, "train", say=say), load_data(data, "test", say=say)
+    training, test = (load_data(data, split, layout=layout, say=say) for split in ("train", "test"))
     classes = max(training.classes, test.classes)
     for flag, number in (("--label", asked.label), ("--target", asked.target)):
         if number >= classes:
             raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
-    page, named = out / "page.html", SubjectOptions(model=str(out / "model"), data=data, split="test")
+    page, named = out / "page.html", SubjectOptions(model=str(out / "model"), data=data, split="test", layout=layout)
     with WorkerHost(where or Where()) as host:
         if not page.exists():
             parts.begin("Ray")
@@ -218,13 +221,13 @@ def _write(
     from analysis.statistics import Rate
 
     parts.begin("analysis")
-    training_data = data if data in NAMES else str(Path(data) / "train")
-    looked_at = AnalysisOptions(points=asked.sizes.points, training_data=training_data)
+    looked_at = AnalysisOptions(points=asked.sizes.points, training_data=data)
     chosen = [run for run in runs if run.name in LOOKED_INTO]
     inside = analysed(chosen, subject, out / "analysis", looked_at)
     parts.begin("figures and page")
     views = run_views(runs)
-    command = typed("run", *changed(asked), *(["--data", data] if data != "mnist" else []), "--out", str(out))
+    named = flags({"data": None if data == "mnist" else data, "layout": subject.dataset.layout})
+    command = typed("run", *changed(asked), *named, "--out", str(out))
     report = judged.reports[0] if judged else None
     held = claims(
         Rate(int(subject.correct.sum()), len(subject.correct)),

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.progress import progress, say
 from workers.budgets import number
 from workers.errors import WrongInput, in_one_line
-from workers.images import Dataset
+from workers.images import Dataset, Layout
 from workers.remedies.checks import UNPROBED, Check, Probe, State
-from workers.sources import NAMES, load_data
+from workers.sources import NAMES, is_single_file, load_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,6 +43,9 @@ class SubjectOptions(BaseModel):
     )
     data: str = Field(description=f"{', '.join(NAMES)}, or a path: .npz, .parquet, IDX, a folder of them.")
     split: str | None = Field(None, description="train or test; test when absent. A single file has no splits.")
+    layout: Layout | None = Field(
+        None, description="Order of the axes of images that are arrays: chw or hwc. Asked for where it is in doubt."
+    )
     weights: Path | None = Field(None, description="Safetensors for a model given as module:function.")
     mean: str = Field("", description="Normalisation put before the model: a mean for each channel, as 0.5,0.5,0.5.")
     std: str = Field("", description="The standard deviation for each channel.")
@@ -172,7 +175,7 @@ def load_subject(options: SubjectOptions) -> Subject:
     Raises:
         WrongInput: when one is wrong, or they do not fit.
     """
-    dataset = load_data(options.data, options.split, say=say)
+    dataset = load_data(options.data, options.split, layout=options.layout, say=say)
     import torch
 
     from workers.models.loading import check_model, read_model
@@ -211,18 +214,18 @@ def load_training(training_data: str | None, data: str, attacked: Dataset) -> Da
     Args:
         training_data: a name or a path; the train split of `data` when None.
         data: of the images that are attacked.
-        attacked: those images.
+        attacked: those images; arrays are read in the order of axes that was named for them.
 
     Raises:
         WrongInput: when it cannot be read, there is nothing but a single file to attack, or it is that, or of another
             shape.
     """
     name = training_data or data
-    single = name not in NAMES and Path(name).is_file()
-    if training_data is None and single:
-        raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
     try:
-        training = load_data(name, None if single else "train", say=say)
+        single = is_single_file(name)
+        if training_data is None and single:
+            raise WrongInput("--data is a single file: give --training-data, or a folder with train and test")
+        training = load_data(name, None if single else "train", layout=attacked.layout, say=say)
     except WrongInput as error:
         if training_data is None:
             raise

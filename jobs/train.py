@@ -16,8 +16,8 @@ from jobs.exits import DEFENSE_PARAMETERS, Interrupted
 from jobs.progress import progress, say
 from workers.budgets import Number
 from workers.errors import WrongInput
-from workers.images import Dataset
-from workers.sources import NAMES, load_data
+from workers.images import Dataset, Layout
+from workers.sources import is_single_file, load_data
 from workers.training.defense import Defense
 from workers.training.defenses import DEFENSES, defense_kind
 from workers.training.plain import Plain
@@ -82,16 +82,17 @@ def _command(kind: type[Defense]) -> Any:
         data: str,
         out: Path,
         test_data: str | None = None,
+        layout: Layout | None = None,
         defense: str = Plain.NAME,
         parameters: Any = None,
         options: Annotated[TrainOptions | None, Parameter(name="*")] = None,
     ) -> int:
         from workers.training.classifiers import Recipe
 
-        if test_data is None and data not in NAMES and Path(data).is_file():
+        if test_data is None and is_single_file(data):
             raise WrongInput("--data is a single file: give --test-data, or a folder with train and test")
-        training = load_data(data, "train" if test_data is None else None, say=say)
-        test = load_data(test_data or data, "test" if test_data is None else None, say=say)
+        training = load_data(data, "train" if test_data is None else None, layout=layout, say=say)
+        test = load_data(test_data or data, "test" if test_data is None else None, layout=layout, say=say)
         recipe = Recipe(**(options or TrainOptions()).model_dump())
         table = train_model(training, test, recipe, out, parameters or kind())
         print("test images by label (row) and prediction (column):")
@@ -108,6 +109,7 @@ def _command(kind: type[Defense]) -> Any:
         data: mnist, fashion-mnist, digits, or a path; a folder or name gives its train split.
         out: The model folder.
         test_data: Images to test on; the data's own test split when absent.
+        layout: Order of the axes of images that are arrays: chw or hwc. Asked for where it is in doubt.
         defense: {", ".join(DEFENSES)}.
     """
     return train

@@ -26,7 +26,7 @@ from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import write_whole
-from workers.images import Dataset
+from workers.images import Dataset, Layout
 from workers.places import Place
 from workers.results import Status, distances, write_part
 from workers.sources import load_data
@@ -115,6 +115,7 @@ def transfer(
     data: Annotated[str, Parameter(group=Group("Models and images"))],
     out: Annotated[str, Parameter(group=Group("Models and images"))],
     split: Annotated[str | None, Parameter(group=Group("Models and images"))] = None,
+    layout: Annotated[Layout | None, Parameter(group=Group("Models and images"))] = None,
     mean: Annotated[str, Parameter(group=Group("Models and images"))] = "",
     std: Annotated[str, Parameter(group=Group("Models and images"))] = "",
     surrogates: Annotated[str, Parameter(group=Group("Surrogates"))] = "",
@@ -131,6 +132,7 @@ def transfer(
         data: mnist, fashion-mnist, digits, or a path: .npz, .parquet, IDX, a folder of them.
         out: Folder for the verdict, the page, the tables and the runs; a transfer there is resumed.
         split: train or test; test when absent. A single file has no splits.
+        layout: Order of the axes of images that are arrays: chw or hwc. Asked for where it is in doubt.
         mean: Normalisation put before every model: a mean for each channel, as 0.5,0.5,0.5.
         std: The standard deviation for each channel.
         surrogates: More sources, made here: some of seed, half, mlp, kernel, substitute, separated by commas.
@@ -139,8 +141,8 @@ def transfer(
         retry_failed: Search the images again whose search failed.
     """
     given, question, where = threat or BallFlags(), question or Question(), where or Where()
-    named = {"models": models, "data": data, "split": split, "mean": mean, "std": std, "surrogates": surrogates,
-             "networks": networks, "training_data": training_data}  # fmt: skip
+    named = {"models": models, "data": data, "split": split, "layout": layout, "mean": mean, "std": std,
+             "surrogates": surrogates, "networks": networks, "training_data": training_data}  # fmt: skip
     command = typed("transfer", *flags(named), *changed(given, question, where), "--out", out)
     kinds = _kinds(surrogates)
     references = [text.strip() for text in models.split(",") if text.strip()]
@@ -152,7 +154,7 @@ def transfer(
     folder.require_usable()
     trained = on_disk("--networks", networks) if networks else folder.path / "surrogates"
     host = WorkerHost(where)
-    dataset = load_data(data, split, say=say)
+    dataset = load_data(data, split, layout=layout, say=say)
     ball = given.ball(dataset.shape)
     attacks = attacks_within(ball, question.steps)
     if kinds and min(dataset.shape[1:]) < 7:

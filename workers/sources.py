@@ -16,9 +16,9 @@ import numpy as np
 import platformdirs
 
 from workers.errors import WrongInput
-from workers.images import Dataset, read_dataset
+from workers.images import Dataset, Layout, read_dataset
 
-__all__ = ["NAMES", "cache_folder", "fetch", "load_data"]
+__all__ = ["NAMES", "cache_folder", "fetch", "is_single_file", "load_data"]
 
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
@@ -78,26 +78,45 @@ def fetch(name: str, *, say: Say = lambda line: None) -> Path:
     raise WrongInput(f"{name}: no source answered ({'; '.join(failures)}). {known.advice}")
 
 
-def load_data(reference: str, split: str | None = None, *, say: Say = lambda line: None) -> Dataset:
+def load_data(
+    reference: str, split: str | None = None, *, layout: Layout | None = None, say: Say = lambda line: None
+) -> Dataset:
     """Loads a data set by name or path.
 
     Args:
         reference: one of `NAMES`, or the path of a file or folder (`read_dataset`).
         split: ``train`` or ``test``; None means ``test``, or all of a single file.
+        layout: the order of axes of a path's images, where their shape leaves it open (`read_dataset`).
         say: called with a line for each source tried.
 
     Raises:
         WrongInput: when the name is unknown, the path absent, or the content unusable.
     """
     if reference not in NAMES:
-        if not Path(reference).exists():
+        if not _answer(reference, Path.exists):
             raise WrongInput(f"--data {reference}: neither a file or folder nor one of {', '.join(NAMES)}")
-        return read_dataset(Path(reference), split)
+        return read_dataset(Path(reference), split, layout=layout)
     if split not in (None, "train", "test"):
         raise WrongInput(f"--split must be train or test, got {split}")
     if reference == "digits":
         return _digits(split or "test")
     return read_dataset(fetch(reference, say=say), split, name=reference)
+
+
+def is_single_file(reference: str) -> bool:
+    """Whether a reference is the path of one file, which has no splits.
+
+    Raises:
+        WrongInput: when that cannot be told, because a folder above it is closed.
+    """
+    return reference not in NAMES and _answer(reference, Path.is_file)
+
+
+def _answer(reference: str, question: Callable[[Path], bool]) -> bool:
+    try:
+        return question(Path(reference))
+    except OSError as error:
+        raise WrongInput(f"--data {reference}: {error.strerror or error}") from None
 
 
 def cache_folder() -> Path:

@@ -1,6 +1,7 @@
 """Wrong input of every kind: exit code 2, one line on standard error, nothing on standard output, nothing written."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from jobs.main import main
 from workers.models.cnn import CNN
@@ -28,6 +30,8 @@ COMMANDS = [
 ATTACKS = ["fgsm", "ifgsm", "jsma", "de"]
 
 MODELS = """
+from types import SimpleNamespace
+
 import torch
 from torch import nn
 
@@ -51,6 +55,13 @@ def not_a_number(): return Fixed(lambda images: torch.full((len(images), 10), fl
 def infinite(): return Fixed(lambda images: torch.full((len(images), 10), float("inf")))
 def whole_numbers(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.int64))
 def five_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+def one_logit(): return Fixed(lambda images: images.mean(dim=(1, 2, 3))[:, None])
+def one_number(): return Fixed(lambda images: images.mean(dim=(1, 2, 3)))
+def maps(): return Fixed(lambda images: torch.zeros(len(images), 10, 1, 1))
+def a_dict(): return Fixed(lambda images: {"logits": torch.zeros(len(images), 10)})
+def an_output(): return Fixed(lambda images: SimpleNamespace(logits=torch.zeros(len(images), 10)))
+def double(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+def half(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()
 def naught(): return Fixed(lambda images: torch.eye(10)[0].expand(len(images), 10))
 def wrong(): return Fixed(lambda images: torch.eye(11)[10].expand(len(images), 11))
 def for_mnist(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
@@ -110,6 +121,24 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         np.savez("small.npz", images=images[:, :6, :6], labels=labels)
         np.savez("colour.npz", images=np.stack([images] * 3, axis=1), labels=labels)
         np.savez("eleven.npz", images=images, labels=labels + 1)
+        np.savez("unlabelled.npz", images=images, labels=labels * 0 - 1)
+        np.savez("last.npz", images=np.stack([images] * 3, axis=3), labels=labels)
+        np.savez("none.npz", images=images[:0], labels=labels[:0])
+        np.savez("lengths.npz", images=images, labels=labels[:7])
+        np.savez("objects.npz", images=images.astype(object), labels=labels)
+        pixels = images / 255
+        pixels[17, 3, 3] = np.nan
+        np.savez("nan.npz", images=pixels, labels=labels)
+        Path("text.npz").write_text("not an archive")
+        Path("text.parquet").write_text("a,b\n1,2\n")
+        Path("loop").symlink_to("loop")
+        os.mkfifo("pipe.npz")
+        picture = io.BytesIO()
+        Image.fromarray(images[0]).save(picture, "PNG")
+        cells = [{"bytes": picture.getvalue(), "path": None}] * 17 + [{"bytes": b"<html>", "path": None}]
+        pq.write_table(pa.table({"image": cells, "label": [0] * 18}), "picture.parquet")
+        pq.write_table(pa.table({"image": [*cells[:17], None], "label": [0] * 18}), "null.parquet")
+        pq.write_table(pa.table({"image": cells[:17], "label": [*[0.0] * 16, 1.5]}), "label.parquet")
         Path("broken.npz").write_bytes(b"PK\x03\x04 and no more")
         Path("broken.parquet").write_bytes(b"PAR1")
         pq.write_table(pa.table({"pixels": [1]}), "columns.parquet")
@@ -282,7 +311,26 @@ CASES = {
     "attack fgsm --model model --out out --data model/w.safetensors": "expected .npz",
     "attack fgsm --model model --out out --data colour.npz": "3×8×8",
     "attack fgsm --model model --out out --data small.npz": "1×6×6",
-    "attack fgsm --model model --out out --data eleven.npz": "10 classes",
+    "attack fgsm --model model --out out --data eleven.npz": "row 9 of eleven.npz: label 10, the model has 10 classes",
+    "attack fgsm --model model --out out --data unlabelled.npz": "row 0 holds -1, as test sets without labels do",
+    "attack fgsm --model model --out out --data last.npz": "--layout hwc",
+    "attack fgsm --model model --out out --data last.npz --layout nhwc": "--layout",
+    "attack fgsm --model model --out out --data none.npz": "none.npz: holds no images",
+    "attack fgsm --model model --out out --data lengths.npz": "lengths.npz: 20 images but 7 labels",
+    "attack fgsm --model model --out out --data objects.npz": "objects.npz: array images holds Python objects",
+    "attack fgsm --model model --out out --data nan.npz": "(0 to 255), got float64; row 17 holds nan",
+    "attack fgsm --model model --out out --data text.npz": "text.npz: not a readable .npz file: expected an archive",
+    "attack fgsm --model model --out out --data text.parquet": "text.parquet: not a readable Parquet file",
+    "attack fgsm --model model --out out --data loop": "loop",
+    "attack fgsm --model model --out out --data pipe.npz": "pipe.npz: expected a file or a folder",
+    "attack fgsm --model model --out out --data picture.parquet": "picture.parquet: row 17: cannot be decoded",
+    "attack fgsm --model model --out out --data null.parquet": "null.parquet: images must have no nulls, row 17",
+    "attack fgsm --model model --out out --data label.parquet": "labels must be integers, got float64; row 16",
+    "evaluate --model model --out out --data last.npz": "--layout hwc",
+    "detect random --model model --data good.npz --training-data last.npz --out out": "--layout hwc",
+    "transfer --models model,unfit --out out --data last.npz": "--layout hwc",
+    "train --data last.npz --test-data last.npz --out out": "--layout hwc",
+    "run --data pipe.npz --out out": "pipe.npz: expected a file or a folder",
     f"attack fgsm --model model --out out --data {LONG}": LONG,
     f"{FGSM} --split train": "--split",
     "attack fgsm --model model --out out --data digits --split validation": "--split",
@@ -314,9 +362,16 @@ CASES = {
     f"attack fgsm --model wrong_input_models:exits {ON}": "wrong_input_models:exits",
     f"attack fgsm --model wrong_input_models:needs_an_argument {ON}": "argument",
     f"attack fgsm --model wrong_input_models:images_back {ON}": "logits [2, classes], got [2, 1, 8, 8]",
+    f"attack fgsm --model wrong_input_models:one_logit {ON}": "[-z, z]",
+    f"attack fgsm --model wrong_input_models:one_number {ON}": "[-z, z]",
+    f"attack fgsm --model wrong_input_models:maps {ON}": "[2, classes], got [2, 10, 1, 1]: return it with .flatten(1)",
+    f"attack fgsm --model wrong_input_models:a_dict {ON}": "got dict: return its ['logits']",
+    f"attack fgsm --model wrong_input_models:an_output {ON}": "got SimpleNamespace: return its .logits",
+    f"attack fgsm --model wrong_input_models:double {ON}": "is of float64, images are float32: call .float()",
+    f"attack fgsm --model wrong_input_models:half {ON}": "is of float16, images are float32: call .float()",
     f"attack fgsm --model wrong_input_models:one_row {ON}": "got [1, 10]",
     f"attack fgsm --model wrong_input_models:probabilities_of_one_image {ON}": "got [10]",
-    f"attack fgsm --model wrong_input_models:a_pair {ON}": "got tuple",
+    f"attack fgsm --model wrong_input_models:a_pair {ON}": "got tuple: return its [0]",
     f"attack fgsm --model wrong_input_models:not_a_number {ON}": "finite",
     f"attack fgsm --model wrong_input_models:infinite {ON}": "finite",
     f"attack fgsm --model wrong_input_models:whole_numbers {ON}": "floating-point",
@@ -435,7 +490,7 @@ CASES = {
     f"{TRANSFER} --models model --surrogates seed --training-data good.npz": "must not be trained on that",
     f"{TRANSFER} --models model --surrogates substitute --networks a-file": "--networks a-file",
     f"{TRANSFER} --models model --surrogates substitute --surrogate-epochs 0": "--surrogate-epochs",
-    f"{TRANSFER} --models model,wrong_input_models:five_classes": "the model knows 5 classes",
+    f"{TRANSFER} --models model,wrong_input_models:five_classes": "label 5, the model has 5 classes",
     f"{TRANSFER} --models model --surrogates substitute --mean 0.5": "--mean and --std",
     f"{TRANSFER} --models model --surrogates substitute --mean 0.5,0.5 --std 1,1": "--mean: images have 1 channels",
     f"{TRANSFER} --models model --surrogates substitute --epsilon 1/": "--epsilon: expected a number",

@@ -83,12 +83,15 @@ def test_parquet_of_encoded_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "says"),
     [
-        ([png(GREY[0]), {"bytes": b"no image", "path": None}], "image 1 cannot be decoded"),
-        ([png(GREY[0]), {"bytes": None, "path": "a.png"}], "image 1 is only a path"),
-        ([png(GREY[0]), png(GREY[0][:5])], "every image must have the same shape"),
-        ([png(GREY[0]), png(COLOUR[0])], "every image must have the same shape"),
-        ([png(COLOUR[0], "RGBA")], "must be grey or RGB of 8 bits, got RGBA"),
-        ([png(GREY[0].astype(np.uint16) * 256)], "must be grey or RGB of 8 bits, got I;16"),
+        (
+            [png(GREY[0]), {"bytes": b"no image", "path": None}],
+            "row 1: cannot be decoded: no PNG, .* it begins with b'no image'",
+        ),
+        ([png(GREY[0]), {"bytes": None, "path": "a.png"}], "row 1 is only a path"),
+        ([png(GREY[0]), png(GREY[0][:5])], "every image must have the same shape, row 1 is 1×5×7, row 0 is 1×9×7"),
+        ([png(GREY[0]), png(COLOUR[0])], "every image must have the same shape, row 1 is 3×9×7, row 0 is 1×9×7"),
+        ([png(COLOUR[0], "RGBA")], "row 0: must be grey or RGB of 8 bits, got RGBA"),
+        ([png(GREY[0].astype(np.uint16) * 256)], "row 0: must be grey or RGB of 8 bits, got I;16"),
     ],
 )
 def test_encoded_images_that_cannot_be_used(cells: list[Any], says: str, tmp_path: Path) -> None:
