@@ -1,7 +1,8 @@
 """Whether a detector of adversarial images holds: thresholds, cells, the worst case, validity checks and the verdict.
 
 Scores in, numbers out: no model is asked anything here. A higher score is more suspicious, and an image is flagged when
-its score is above the threshold; a score that is not a number flags nothing.
+its score is above the threshold. A score that is not finite neither flags nor clears, and a prediction may be
+`UNANSWERED`: such rows count in every total, and what they might be lies between the two ends of the rate.
 """
 
 import math
@@ -16,6 +17,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from analysis.robustness import Judgement, bound
 from analysis.statistics import Estimate, Rate, widened
+from workers.evaluation.answers import UNANSWERED
 from workers.threat import Threat
 
 __all__ = [
@@ -97,12 +99,17 @@ class Threshold:
         return not math.isnan(self.value)
 
     def flags(self, scores: np.ndarray) -> np.ndarray:
-        """bool ``[n]``: which scores are above τ."""
-        return np.asarray(scores) > self.value
+        """bool ``[n]``: which scores are above τ, and finite."""
+        scores = np.asarray(scores)
+        return (scores > self.value) & np.isfinite(scores)
+
+    def may_flag(self, scores: np.ndarray) -> np.ndarray:
+        """bool ``[n]``: which scores are above τ, or not finite."""
+        return self.flags(scores) | ~np.isfinite(scores)
 
     def alarms(self, scores: np.ndarray) -> Rate:
-        """The share of scores above τ."""
-        return Rate(int(self.flags(scores).sum()), len(scores))
+        """The share of scores above τ; one that is not finite may be."""
+        return Rate.between(self.flags(scores), self.may_flag(scores))
 
 
 def calibrate(scores: np.ndarray, rate: float) -> Threshold:
@@ -210,12 +217,13 @@ class AttackRows:
         kind: what it knows.
         image_id, label: int64 ``[n]``.
         clean_prediction: int64 ``[n]``, the guarded model's of the clean images (with the detector's repair, if any).
-        prediction: int64 ``[n]``, the guarded model's of the stored images.
+        prediction: int64 ``[n]``, the guarded model's of the stored images; `UNANSWERED` where it gave none, or the
+            search failed.
         fooled: bool ``[n]``, the prediction is wrong, or is the target of a targeted attack.
         score: float ``[n]`` of the stored images, on draws that the search has not seen.
         clean_score: float ``[n]``.
         l0, l2, linf: ``[n]``, how far the stored images are from the clean ones; pixels in [0, 1].
-        attempted: bool ``[n]``, the clean prediction is right and the search came to an end.
+        attempted: bool ``[n]``, the clean prediction is right, or `UNANSWERED`.
         bare_prediction, bare_clean_prediction: int64 ``[n]``, the classifier's own where the detector repairs; None
             where it does not, and both are the guarded model's.
         margin: float ``[n]``, the classifier's own on the stored images: the highest logit of another class less the
@@ -256,12 +264,33 @@ class AttackRows:
     @property
     def success(self) -> np.ndarray:
         """bool ``[n]``: attempted and fooled."""
-        return self.attempted & self.fooled
+        answered = (self.prediction != UNANSWERED) & (self.clean_prediction != UNANSWERED)
+        return self.attempted & self.fooled & answered
+
+    @property
+    def may_succeed(self) -> np.ndarray:
+        """bool ``[n]``: likewise, or that is not known."""
+        return self.attempted & (self.fooled | (self.prediction == UNANSWERED))
 
     def evaded(self, threshold: Threshold, threat: Threat | None = None) -> np.ndarray:
         """bool ``[n]``: attempted, fooled and not flagged, and within the threat where one is given."""
-        evaded = self.success & ~threshold.flags(self.score)
+        evaded = self.success & ~threshold.may_flag(self.score)
         return evaded if threat is None else evaded & threat.within(self)
+
+    def may_evade(self, threshold: Threshold, threat: Threat | None = None) -> np.ndarray:
+        """bool ``[n]``: likewise, or that is not known."""
+        evaded = self.may_succeed & ~threshold.flags(self.score)
+        return evaded if threat is None else evaded & threat.within(self)
+
+    def evasion(self, threshold: Threshold, threat: Threat | None = None, among: np.ndarray | None = None) -> Rate:
+        """The share of the attempts that evade.
+
+        Args:
+            threshold, threat: as of `evaded`.
+            among: bool ``[n]``, the rows to look at; all when None.
+        """
+        those = self.attempted if among is None else self.attempted & among
+        return Rate.between(self.evaded(threshold, threat)[those], self.may_evade(threshold, threat)[those])
 
 
 @dataclass(frozen=True)
@@ -270,7 +299,8 @@ class AtRate:
 
     Attributes:
         rate: the stated one.
-        tpr: the share of the successes that is flagged, with a bootstrap interval; None without successes.
+        tpr: the share of the successes that is flagged, with a bootstrap interval; None without successes. Where some
+            have no finite score, the value is as if these were not flagged, and the interval ends as if they were.
         failed: the share of the failed attempts that is flagged.
         evaded: fooled and unflagged, of all attempts.
     """
@@ -291,6 +321,8 @@ class Cell:
         success: fooled, of the attempts.
         l2: median over the successes, None without any.
         auroc, aupr: successes against clean test images that are classified correctly; None without either of both.
+            Where scores are not finite the value is the least that they may make of it, and the interval goes up to the
+            most.
         prevalence: the share of successes in that comparison, which is the AUPR of a random score.
         at: by false-alarm rate.
     """
@@ -335,8 +367,8 @@ def cell(
         seed: of the resampling.
     """
     success = attack.success
-    failed = attack.attempted & ~attack.fooled
-    attempts, hits = int(attack.attempted.sum()), int(success.sum())
+    failed = attack.attempted & ~attack.may_succeed
+    hits = int(success.sum())
     thresholds = [calibrate(calibration, rate) for rate in rates]
     found = _separation(attack.score[success], calibration, clean_test, thresholds, seed)
     return Cell(
@@ -345,7 +377,7 @@ def cell(
         targeted=attack.targeted,
         kind=attack.kind,
         rows=len(attack),
-        success=Rate(hits, attempts),
+        success=Rate.between(success[attack.attempted], attack.may_succeed[attack.attempted]),
         l2=float(np.median(attack.l2[success])) if hits else None,
         auroc=found.auroc,
         aupr=found.aupr,
@@ -355,7 +387,7 @@ def cell(
                 rate=threshold.rate,
                 tpr=tpr,
                 failed=threshold.alarms(attack.score[failed]),
-                evaded=Rate(int(attack.evaded(threshold).sum()), attempts),
+                evaded=attack.evasion(threshold),
             )
             for threshold, tpr in zip(thresholds, found.tpr, strict=True)
         ),
@@ -372,14 +404,34 @@ class _Separation:
 def _separation(
     successes: np.ndarray, calibration: np.ndarray, clean: np.ndarray, thresholds: Sequence[Threshold], seed: int
 ) -> _Separation:
-    """How well scores of successes stand apart from clean ones.
+    """How well scores of successes stand apart from clean ones; at the least, where scores are not finite."""
+    if not len(successes) or not len(clean) or not all(threshold.defined for threshold in thresholds):
+        return _Separation(None, None, (None,) * len(thresholds))
+    ends = [
+        _separated(
+            np.where(np.isfinite(successes), successes, end).astype(np.float64),
+            calibration,
+            np.where(np.isfinite(clean), clean, -end).astype(np.float64),
+            thresholds,
+            seed,
+        )
+        for end in ((-np.inf, np.inf) if not np.isfinite([*successes, *clean]).all() else (0.0,))
+    ]
+    auroc, aupr, *tpr = (
+        Estimate(least.value, (least.interval[0], most.interval[1]))
+        for least, most in zip(ends[0], ends[-1], strict=True)
+    )
+    return _Separation(auroc, aupr, tuple(tpr))
+
+
+def _separated(
+    successes: np.ndarray, calibration: np.ndarray, clean: np.ndarray, thresholds: Sequence[Threshold], seed: int
+) -> list[Estimate]:
+    """AUROC, AUPR and the TPR at each threshold; scores may be infinite, not NaN.
 
     Everything is counted on ranks: a resample is then a histogram, and neither it nor its AUROC needs sorting.
     """
-    if not len(successes) or not len(clean) or not all(threshold.defined for threshold in thresholds):
-        return _Separation(None, None, (None,) * len(thresholds))
-    pooled = np.concatenate([successes, clean]).astype(np.float64)
-    pooled[np.isnan(pooled)] = -np.inf  # flags nothing
+    pooled = np.concatenate([successes, clean])
     rank = rankdata(pooled, method="dense") - 1
     positive, negative = rank[: len(successes)].astype(np.int64), rank[len(successes) :].astype(np.int64)
     levels = int(rank.max()) + 1
@@ -413,7 +465,7 @@ def _separation(
     values = [
         float(roc_auc_score(truth, rank)),
         float(average_precision_score(truth, rank)),
-        *(float(threshold.flags(successes).mean()) for threshold in thresholds),
+        *(float((successes > threshold.value).mean()) for threshold in thresholds),
     ]
     if resampled is None:  # one image alone says nothing of how others would vary
         low, high = np.zeros(len(values)), np.ones(len(values))
@@ -422,7 +474,7 @@ def _separation(
     auroc, aupr, *tpr = (
         Estimate(value, (float(least), float(most))) for value, least, most in zip(values, low, high, strict=True)
     )
-    return _Separation(auroc, aupr, tuple(widened(found, len(successes)) for found in tpr))
+    return [auroc, aupr, *(widened(found, len(successes)) for found in tpr)]
 
 
 def _histogram(ranks: np.ndarray, levels: int) -> np.ndarray:
@@ -449,7 +501,7 @@ class Headline:
         clean_accepted: clean images that are right and not flagged (clean accuracy × coverage).
         attacked_accuracy: images that no attack turns, of the classifier alone.
         detected_or_correct: images of which every attack's result, and the clean image, is right or flagged.
-        unscored: attempts, of all attacks, whose score is not a number; they count as not flagged.
+        unscored: attempts, of all attacks, without a finite score or a prediction.
     """
 
     threat: Threat
@@ -473,44 +525,55 @@ def headline(attacks: Sequence[AttackRows], threat: Threat, threshold: Threshold
     """
     counted = [attack for attack in attacks if attack.kind == Kind.ADAPTIVE] or list(attacks)
     ids = np.unique(np.concatenate([np.empty(0, np.int64), *(attack.image_id for attack in counted)]))
-    attempted, evaded, turned, passed, clean_wrong, bare_clean_wrong, clean_flagged = np.zeros((7, len(ids)), bool)
+    attempted = np.zeros(len(ids), bool)
+    evaded, turned, passed, clean_wrong, bare_clean_wrong, clean_flagged = np.zeros((6, 2, len(ids)), bool)
     alone = []
     for attack in attacks:
         within = threat.within(attack)
+        flagged = threshold.flags(attack.score), threshold.may_flag(attack.score)
         # a targeted search that ends on another wrong class has not reached its goal, but the image is let through
-        hit = attack.attempted & within & (attack.prediction != attack.label) & ~threshold.flags(attack.score)
-        alone.append((attack.name, Rate(int(hit.sum()), int(attack.attempted.sum()))))
+        wrong = _wrong(attack.prediction, attack.label)
+        let = [within & wrong[end] & ~flagged[1 - end] for end in (0, 1)]
+        tried = attack.attempted & (attack.clean_prediction != UNANSWERED), attack.attempted
+        hit = [tried[end] & let[end] for end in (0, 1)]
+        alone.append((attack.name, Rate.between(*(those[attack.attempted] for those in hit))))
         known = np.isin(attack.image_id, ids)
         place = np.searchsorted(ids, attack.image_id[known])
-
-        def add(to: np.ndarray, which: np.ndarray, place: np.ndarray = place, known: np.ndarray = known) -> None:
-            to[place] |= which[known]
-
         bare = attack.prediction if attack.bare_prediction is None else attack.bare_prediction
         bare_clean = attack.clean_prediction if attack.bare_clean_prediction is None else attack.bare_clean_prediction
         if attack in counted:
-            add(attempted, attack.attempted)
-        add(evaded, hit)
-        add(turned, within & (bare != attack.label))
-        add(passed, within & (attack.prediction != attack.label) & ~threshold.flags(attack.score))
-        add(clean_wrong, attack.clean_prediction != attack.label)
-        add(bare_clean_wrong, bare_clean != attack.label)
-        add(clean_flagged, threshold.flags(attack.clean_score))
-
-    def share(which: np.ndarray) -> Rate:
-        return Rate(int(which.sum()), len(ids))
+            attempted[place] |= attack.attempted[known]
+        for to, ends in (
+            (evaded, hit),
+            (turned, [within & one for one in _wrong(bare, attack.label)]),
+            (passed, let),
+            (clean_wrong, _wrong(attack.clean_prediction, attack.label)),
+            (bare_clean_wrong, _wrong(bare_clean, attack.label)),
+            (clean_flagged, [threshold.flags(attack.clean_score), threshold.may_flag(attack.clean_score)]),
+        ):
+            for end in (0, 1):
+                to[end, place] |= ends[end][known]
 
     return Headline(
         threat=threat,
         rate=threshold.rate,
-        evaded=Rate(int((evaded & attempted).sum()), int(attempted.sum())),
+        evaded=Rate.between(*(evaded & attempted)[:, attempted]),
         alone=tuple(alone),
-        clean_accuracy=share(~bare_clean_wrong),
-        clean_accepted=share(~clean_wrong & ~clean_flagged),
-        attacked_accuracy=share(~bare_clean_wrong & ~turned),
-        detected_or_correct=share(~passed & (~clean_wrong | clean_flagged)),
-        unscored=sum(int(np.isnan(attack.score[attack.attempted]).sum()) for attack in attacks),
+        clean_accuracy=Rate.between(*~bare_clean_wrong[::-1]),
+        clean_accepted=Rate.between(*(~clean_wrong & ~clean_flagged)[::-1]),
+        attacked_accuracy=Rate.between(*(~bare_clean_wrong & ~turned)[::-1]),
+        detected_or_correct=Rate.between(*(~passed[::-1] & (~clean_wrong[::-1] | clean_flagged))),
+        unscored=sum(
+            int((attack.attempted & (~np.isfinite(attack.score) | (attack.prediction == UNANSWERED))).sum())
+            for attack in attacks
+        ),
     )
+
+
+def _wrong(prediction: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
+    """bool ``[n]`` twice: which predictions are wrong, and which may be."""
+    wrong = prediction != label
+    return [wrong & (prediction != UNANSWERED), wrong]
 
 
 @dataclass(frozen=True)
@@ -535,13 +598,14 @@ def adaptive_unbeaten(attacks: Sequence[AttackRows], threat: Threat, threshold: 
         raise ValueError("there is no adaptive attack that could be beaten")
     tried = np.unique(np.concatenate([attack.image_id[attack.attempted] for attack in adaptive]))
     evaded = np.concatenate([attack.image_id[attack.evaded(threshold, threat)] for attack in adaptive])
+    may_evade = np.concatenate([attack.image_id[attack.may_evade(threshold, threat)] for attack in adaptive])
     beaten, compared = [], 0
     for other in attacks:
         if other.kind == Kind.ADAPTIVE:
             continue
         both = other.attempted & np.isin(other.image_id, tried)
-        own = Rate(int(np.isin(other.image_id[both], evaded).sum()), int(both.sum()))
-        theirs = Rate(int(other.evaded(threshold, threat)[both].sum()), own.total)
+        own = Rate.between(np.isin(other.image_id[both], evaded), np.isin(other.image_id[both], may_evade))
+        theirs = other.evasion(threshold, threat, both)
         compared += own.total > 0
         if _above(theirs, own):
             beaten.append(f"{other.name} ({other.kind}) evades on {theirs}, the adaptive attack on {own}")
@@ -558,7 +622,7 @@ def steps_suffice(attack: AttackRows, doubled: AttackRows, threat: Threat, thres
     hits = []
     for one, other in ((attack, doubled), (doubled, attack)):
         both = one.attempted & np.isin(one.image_id, other.image_id[other.attempted])
-        hits.append(Rate(int(one.evaded(threshold, threat)[both].sum()), int(both.sum())))
+        hits.append(one.evasion(threshold, threat, both))
     before, after = hits
     if not before.total:
         raise ValueError(f"{attack.name} and {doubled.name} attempted no image both")
@@ -568,7 +632,8 @@ def steps_suffice(attack: AttackRows, doubled: AttackRows, threat: Threat, thres
 
 def unbounded_succeeds(found: Rate) -> Check:
     """A search without a budget evades on every image: any image can be made into one that is accepted and wrong."""
-    return Check("unbounded search succeeds", found.hits == found.total > 0, f"without a budget {found} evade")
+    passed = found.hits > 0 and found.hits + found.unknown == found.total
+    return Check("unbounded search succeeds", passed, f"without a budget {found} evade")
 
 
 def gradients_present(zero: Rate) -> Check:
@@ -612,7 +677,7 @@ def false_alarms_as_stated(alarms: FalseAlarms) -> Check:
     said = f"at a stated {threshold.rate:.1%}, {found} of the clean test images are flagged"
     if not threshold.defined or math.isinf(threshold.value) or not found.total:
         return Check(f"false alarms at {threshold.rate:.0%}", threshold.problem is None, threshold.problem or said)
-    chance = betabinom.sf(found.hits - 1, found.total, threshold.flagged.total + 1 - order, order)
+    chance = betabinom.sf(found.hits + found.unknown - 1, found.total, threshold.flagged.total + 1 - order, order)
     return Check(f"false alarms at {threshold.rate:.0%}", bool(chance >= SURPRISE), said)
 
 
@@ -660,7 +725,9 @@ def judge_detector(
     if not threshold.defined:
         return Judgement(DetectorVerdict.INVALID, (*notes, *failed))
     if worst.unscored:
-        notes.append(f"{worst.unscored} attacked images have a score that is not a number: they count as not flagged")
+        notes.append(
+            f"{worst.unscored} attacked images have no finite score or answer: they are neither flagged nor let through"
+        )
     evaded = worst.evaded
     found = (
         f"within {worst.threat}, at a stated {threshold.rate:.0%} of false alarms, {evaded} are fooled and not flagged "
@@ -810,7 +877,7 @@ class OverSeeds:
     Attributes:
         name: of the detector, without its seed.
         verdicts: one a training.
-        evaded: of the headline that was judged.
+        evaded: of the headline that was judged, the upper end where some images have no answer.
         auroc: the lowest of each training's cells that are not grey.
     """
 
@@ -826,7 +893,7 @@ def over_seeds(name: str, reports: Sequence[DetectorReport]) -> OverSeeds:
     return OverSeeds(
         name=name,
         verdicts=tuple(str(report.judgement.verdict) for report in reports),
-        evaded=Spread.of([report.headlines[0].evaded.value for report in reports]),
+        evaded=Spread.of([report.headlines[0].evaded.high for report in reports]),
         auroc=Spread.of([found[1].value if found else None for found in lowest]),
     )
 

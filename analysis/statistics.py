@@ -63,6 +63,11 @@ class Rate:
         clustered = count if count < len(hits) else None
         return cls(int(np.sum(hits & known)), len(hits), clustered, int(np.sum(~known)))
 
+    @classmethod
+    def between(cls, least: np.ndarray, most: np.ndarray) -> "Rate":
+        """Of rows for which something is so in ``least`` (bool ``[n]``), and may be so in ``most``."""
+        return cls(int(least.sum()), len(least), unknown=int((most & ~least).sum()))
+
     @property
     def value(self) -> float | None:
         """In [0, 1]; None without rows, and where a row has no answer."""

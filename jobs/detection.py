@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +30,9 @@ from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
 from workers.errors import WrongInput
-from workers.evaluation.answers import answers, margins
+from workers.evaluation.answers import UNANSWERED, answers, margins
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.scores import predicted
 from workers.files import write_whole
 from workers.images import Dataset
 from workers.losses import cotangents
@@ -176,12 +177,16 @@ class Detection:
             for attack in attacks:
                 cells.append(reading.cell(attack, calibration, scores[right], seed=self.question.seed))
                 bar.advance(1, attack.name)
-        bare = self.subject.correct[clean["image_id"].to_numpy()]
+        clean_ids = clean["image_id"].to_numpy()
+        bare, silent = self.subject.extremes[0][clean_ids], clean["prediction"].to_numpy() == UNANSWERED
+        bare_right = bare == labels[clean_ids]
         headlines = tuple(
             replace(  # of clean images all of the test part tell, not only those that are attacked
                 reading.headline(attacks, self.judged, threshold),
-                clean_accuracy=Rate(int(bare.sum()), len(bare)),
-                clean_accepted=Rate(int((right & ~threshold.flags(scores)).sum()), len(right)),
+                clean_accuracy=Rate.between(bare_right, bare_right | (bare == UNANSWERED)),
+                clean_accepted=Rate.between(
+                    right & ~threshold.may_flag(scores), (right | silent) & ~threshold.flags(scores)
+                ),
             )
             for threshold in thresholds
         )
@@ -210,7 +215,7 @@ class Detection:
             judgement = judgement.because("no few-pixel search knew the detector: --no-few-pixel left them out")
         for name, reason in self.failures.items():
             judgement = judgement.because(
-                f"{name}: a search failed, and such images are not among its attempts: {reason}"
+                f"{name}: a search failed, and whether such images are turned is not known: {reason}"
             )
         return DetectorReport(
             name=named.text,
@@ -238,10 +243,11 @@ class Detection:
         if not evaded.any():
             return ""
         far = float(np.median(found.l2[evaded]))
-        said = f"at any distance {best.name} gets {Rate(int(evaded.sum()), int(found.attempted.sum()))} through, at a "
+        said = f"at any distance {best.name} gets {found.evasion(threshold)} through, at a "
         said += f"median L2 of {far:.2f}"
         alone = next(attack for attack in naive if attack.name == "ddn")
-        turned = (alone.prediction if alone.bare_prediction is None else alone.bare_prediction) != alone.label
+        own = alone.prediction if alone.bare_prediction is None else alone.bare_prediction
+        turned = (own != alone.label) & (own != UNANSWERED)
         if turned.any():
             said += f", {far / float(np.median(alone.l2[turned])):.2f} times that of ddn on the classifier alone"
         return said
@@ -255,13 +261,48 @@ class Detection:
     def _attacked(self, one: Guard, search: Search, subject: Subject) -> AttackRows:
         """A run's images under the detector, on draws that the search has not seen."""
         own = subject is not self.subject
-        rows = self._rows((self.folder.path / one.named.folder if own else self.folder.path) / "runs" / search.name)
+        place = (self.folder.path / one.named.folder if own else self.folder.path) / "runs" / search.name
+        rows = self._rows(place)
         images, bare = stored_images(rows), rows["adversarial_prediction"].to_numpy()
         if own and one.detector.repairs:
             bare = answers(self.subject.model, images)
         ids = rows["image_id"].to_numpy()
         targets = rows["target"].to_numpy() if search.targeted else None
-        return self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare, targets)
+        found = self._scored(one, search.name, Kind(search.kind), _strength(search.attack), ids, images, bare, targets)
+        return self._with_failed(found, one, place)
+
+    def _with_failed(self, found: AttackRows, one: Guard, place: Path) -> AttackRows:
+        """The rows of a search, and behind them those that it failed on: of these only the clean image is known."""
+        folder = RunFolder(Place.of(place))
+        (table,) = folder.tables(folder.plan(), ("image_id", "status"))
+        ids = table.filter(pc.equal(table["status"].cast("string"), str(Status.FAILED)))["image_id"].to_numpy()
+        if not len(ids):
+            return found
+        clean = one.test.take(pc.index_in(pa.array(ids), one.test["image_id"]))
+        label, prediction = self.subject.dataset.labels[ids], clean["prediction"].to_numpy()
+        unknown, nothing = np.full(len(ids), UNANSWERED), np.zeros(len(ids))
+        more: dict[str, np.ndarray] = {
+            "image_id": ids,
+            "label": label,
+            "clean_prediction": prediction,
+            "prediction": unknown,
+            "fooled": nothing.astype(bool),
+            "score": np.full(len(ids), np.nan),
+            "clean_score": clean["score"].to_numpy(),
+            "l0": nothing.astype(np.int64),
+            "l2": nothing,
+            "linf": nothing,
+            "attempted": (prediction == label) | (prediction == UNANSWERED),
+            "bare_prediction": unknown,
+            "bare_clean_prediction": label,
+            "margin": np.full(len(ids), np.nan),
+        }
+        arrays: dict[str, Any] = {
+            name: np.concatenate([value, more[name]])
+            for name, value in vars(found).items()
+            if isinstance(value, np.ndarray)
+        }
+        return replace(found, **arrays)
 
     def _transferred(self, one: Guard, others: Sequence[Attacked]) -> list[AttackRows]:
         """What other detectors let through, tried on this one."""
@@ -306,13 +347,13 @@ class Detection:
             label=label,
             clean_prediction=clean_prediction,
             prediction=prediction,
-            fooled=prediction != label if targets is None else prediction == targets,
+            fooled=(prediction != label) & (prediction != UNANSWERED) if targets is None else prediction == targets,
             score=found["score"].to_numpy(),
             clean_score=clean["score"].to_numpy(),
             l0=moved.l0,
             l2=moved.l2,
             linf=moved.linf,
-            attempted=clean_prediction == label,
+            attempted=(clean_prediction == label) | (clean_prediction == UNANSWERED),
             bare_prediction=bare,
             bare_clean_prediction=None if bare is None else label,  # what is attacked is classified right
             margin=margins(self.subject.model, images, label),
@@ -326,11 +367,12 @@ class Detection:
             return [Check("something is attempted", False, said)]
         gradient = [found for search, found in attacked.found.items() if isinstance(search.attack, Adaptive)]
         tried = np.unique(np.concatenate([found.image_id[found.attempted] for found in gradient]))
-        anywhere = np.unique(np.concatenate([found.image_id[found.evaded(threshold)] for found in gradient]))
+        anywhere = np.concatenate([found.image_id[found.evaded(threshold)] for found in gradient])
+        perhaps = np.concatenate([found.image_id[found.may_evade(threshold)] for found in gradient])
         checks = [
             reading.gradients_present(self._without_gradient(one)),
             *self._more_or_less(attacked),
-            reading.unbounded_succeeds(Rate(len(anywhere), len(tried))),
+            reading.unbounded_succeeds(Rate.between(np.isin(tried, anywhere), np.isin(tried, perhaps))),
             reading.adaptive_unbeaten([*attacks, self._noise(one)], self.judged, threshold),
         ]
         return [*checks, *map(reading.false_alarms_as_stated, alarms)]
@@ -357,7 +399,7 @@ class Detection:
         found = []
         for budget, attack in within.items():
             rows = self._searched(one, Search(f"{best.name}-{budget:.3g}", "adaptive", attack), self.ids[:SOME])
-            found.append((budget, Rate(int(rows.evaded(threshold).sum()), int(rows.attempted.sum()))))
+            found.append((budget, rows.evasion(threshold)))
         checks = [reading.steps_suffice(attacked.found[best], doubled, self.judged, threshold)]
         return [*checks, reading.monotone_in_budget(found)] if len(found) > 1 else checks
 
@@ -424,8 +466,7 @@ class Detection:
         _, gradients = DenseEvaluator(Judged(guarded)).gradients(images, both)
         zero = torch.zeros(len(images), dtype=torch.bool)
         for gradient in gradients:
-            flat = gradient.flatten(1)
-            zero |= ~flat.any(dim=1) | ~flat.isfinite().all(dim=1)
+            zero |= ~gradient.nan_to_num(0, 0, 0).flatten(1).any(dim=1)  # as searches have them
         return Rate(int(zero.sum()), len(zero))
 
     def _shifts(self, one: Guard) -> tuple[ShiftRow, ...]:
@@ -451,7 +492,8 @@ class Detection:
         for shift in SHIFTS:
             shifted = shift(images, ids, seed=self.question.seed)
             own = answers(self.subject.model, shifted)
-            found.append((shift, shifted, Rate(int((own != labels).sum()), len(own))))
+            wrong = own != labels
+            found.append((shift, shifted, Rate.between(wrong & (own != UNANSWERED), wrong)))
         return found
 
     def _alarms(self, one: Guard, table: pa.Table) -> tuple[Rate, ...]:
@@ -468,14 +510,15 @@ class Detection:
         for name, pictures in (("adversarial", stored_images(rows)), ("clean", self.subject.dataset.images[ids])):
             again = reconstruct_images(one.detector, pictures, noise)
             assert again is not None
-            logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again))
-            right[name] = Rate(int((logits.argmax(dim=1).numpy() == labels).sum()), len(ids))
+            found = predicted(DenseEvaluator(self.subject.model).logits(torch.tensor(again))).numpy()
+            right[name] = Rate.between(found == labels, (found == labels) | (found == UNANSWERED))
+        at = reading.Threshold(0.0, SEED_THRESHOLD, Rate(0, 0))
         return SeedNumbers(
             adversarial=Rate(int((rows["adversarial_prediction"].to_numpy() == labels).sum()), len(ids)),
             adversarial_reconstructed=right["adversarial"],
             clean_reconstructed=right["clean"],
-            flagged=Rate(int((ifgsm.score > SEED_THRESHOLD).sum()), len(ids)),
-            clean_flagged=Rate(int((one.test["score"].to_numpy() > SEED_THRESHOLD).sum()), len(one.test)),
+            flagged=at.alarms(ifgsm.score),
+            clean_flagged=at.alarms(one.test["score"].to_numpy()),
             at=SEED_THRESHOLD,
         )
 

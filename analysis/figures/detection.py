@@ -139,7 +139,7 @@ def _histograms(report: DetectorReport) -> "Figure":
 
 def _roc(report: DetectorReport, attacks: Sequence[AttackRows]) -> "Figure":
     assert report.right is not None
-    clean = _ranked(report.scores["clean"][report.right])
+    clean = _ranked(report.scores["clean"][report.right], 1)
     auroc = {cell.name: cell.auroc for cell in report.cells}
     start = max(LEAST, 1 / max(len(clean), 1))
     with styled():
@@ -147,7 +147,7 @@ def _roc(report: DetectorReport, attacks: Sequence[AttackRows]) -> "Figure":
         figure = new_figure(height=2.7 + 0.16 * len(shown))
         axes = figure.subplots()
         for attack, (colour, dashes) in zip(shown, STYLES, strict=False):
-            successes = _ranked(attack.score[attack.success])
+            successes = _ranked(attack.score[attack.success], -1)
             truth = np.repeat([1, 0], [len(successes), len(clean)])
             alarms, flagged, _ = roc_curve(truth, np.concatenate([successes, clean]), drop_intermediate=True)
             label = f"{attack.name}: AUROC {_estimate(auroc.get(attack.name))}"
@@ -164,10 +164,9 @@ def _roc(report: DetectorReport, attacks: Sequence[AttackRows]) -> "Figure":
     return figure
 
 
-def _ranked(scores: np.ndarray) -> np.ndarray:
-    """Scores that can be ranked: one that is not a number flags nothing, an infinite one is the most."""
-    most = np.finfo(np.float64).max
-    return np.nan_to_num(scores.astype(np.float64), nan=-most, posinf=most, neginf=-most)
+def _ranked(scores: np.ndarray, end: int) -> np.ndarray:
+    """Scores that can be ranked: one that is not finite is the most (1) or the least (−1), as in the AUROC's value."""
+    return np.where(np.isfinite(scores), scores.astype(np.float64), end * np.finfo(np.float64).max)
 
 
 def _scatter(report: DetectorReport, attacks: Sequence[AttackRows]) -> "Figure":

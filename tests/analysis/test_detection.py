@@ -59,9 +59,10 @@ def test_the_threshold_is_the_conformal_quantile(count: int, rate: float) -> Non
 
 def test_a_score_at_the_threshold_is_not_flagged() -> None:
     assert HALF.flags(np.array([0.5, np.nextafter(0.5, 1), math.nan, math.inf, -math.inf])).tolist() == [
-        False, True, False, True, False,
+        False, True, False, False, False,
     ]  # fmt: skip
     assert HALF.alarms(np.array([0.4, 0.6])) == Rate(1, 2)
+    assert HALF.alarms(np.array([0.4, 0.6, math.nan, math.inf])) == Rate(1, 4, unknown=2)
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.01])
@@ -201,8 +202,8 @@ def test_constant_and_broken_scores_in_a_cell() -> None:
     calibration = np.random.default_rng(2).normal(size=200)
     missing = cell(rows(score=np.full(60, math.nan), fooled=np.ones(60)), calibration, calibration)
     assert missing.auroc is not None
-    assert missing.auroc.value == 0
-    assert missing.at[0].evaded == Rate(60, 60)
+    assert (missing.auroc.value, missing.auroc.interval) == (0, (0, 1))
+    assert missing.at[0].evaded == Rate(0, 60, unknown=60)
     undefined = cell(rows(score=np.ones(60), fooled=np.ones(60)), np.full(60, math.nan), calibration)
     assert undefined.auroc is None
 
@@ -366,8 +367,8 @@ def test_scores_that_give_no_threshold() -> None:
     missing = headline([rows(kind=Kind.ADAPTIVE, score=[math.nan] * 9, fooled=[1] * 9)], SMALL, HALF)
     assert missing.unscored == 9
     judgement = judge_detector(missing, HALF, [], adaptive=True)
-    assert judgement.verdict == DetectorVerdict.BROKEN
-    assert "9 attacked images have a score that is not a number" in judgement.reasons[1]
+    assert judgement.verdict == DetectorVerdict.UNDECIDED
+    assert "9 attacked images have no finite score" in judgement.reasons[1]
 
 
 def test_the_report_as_json() -> None:
