@@ -1,7 +1,8 @@
 """Whether adversarial images of one model fool another: rates by source, victim and attack, a verdict on each victim.
 
 Predictions in, numbers out: no model is asked anything here. An image fools a model that predicts another class than
-its label and does not reject it.
+its label and does not reject it. Where a model gave no answer, or the search that was to make the image failed, it is
+not known whether it does: such images count in every total, and the rate lies between two ends.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from analysis.robustness import Judgement, bound
 from analysis.statistics import Rate
-from workers.evaluation.answers import REJECTED
+from workers.evaluation.answers import REJECTED, UNANSWERED
 
 __all__ = [
     "TOLERANCE",
@@ -59,7 +60,8 @@ class Answers:
         image_id, label: int64 ``[n]``; every image is one that all models classify right as it is.
         l2: float64 ``[n]``, how far each moved, for pixels in [0, 1].
         within: bool ``[n]``, which images the threat allows.
-        predictions: int64 ``[n]`` by model, the source's own among them; `REJECTED` where it rejects.
+        predictions: int64 ``[n]`` by model, the source's own among them; `REJECTED` where it rejects, `UNANSWERED`
+            where it gave no answer or there is no image.
         bounded: whether the attack keeps to the threat by its own parameters.
     """
 
@@ -74,6 +76,10 @@ class Answers:
 
     def fooled(self, model: str) -> np.ndarray:
         """bool ``[n]``: which images fool a model."""
+        return self.may_fool(model) & (self.predictions[model] != UNANSWERED)
+
+    def may_fool(self, model: str) -> np.ndarray:
+        """bool ``[n]``: likewise, or that is not known."""
         found = self.predictions[model]
         return (found != self.label) & (found != REJECTED)
 
@@ -85,7 +91,8 @@ class Cell:
     Attributes:
         source, victim, attack: the same model twice where it is the search's own success.
         bounded: whether the attack keeps to the threat by its own parameters.
-        rate: of the images that fool the source, those that fool the victim; of all images where the two are one.
+        rate: of the images that fool the source, those that fool the victim; of all images where the two are one. Of
+            images that may fool the source or not, nothing is known.
         agreement: of the images that fool both, those that both take for the same class.
         l2: median distance of the images that fool the source, for pixels in [0, 1]; None without any.
     """
@@ -107,6 +114,7 @@ class Cell:
     def of(cls, answers: Answers, victim: str) -> "Cell":
         """Counts one attack's images against one victim."""
         source, fooled = answers.fooled(answers.source), answers.fooled(victim)
+        may = answers.may_fool(answers.source)
         both = source & fooled
         same = both & (answers.predictions[answers.source] == answers.predictions[victim])
         own = victim == answers.source
@@ -115,7 +123,7 @@ class Cell:
             victim,
             answers.attack,
             answers.bounded,
-            Rate(int(both.sum()), len(source) if own else int(source.sum())),
+            Rate.between(source, may) if own else Rate.between(both[may], (~source | answers.may_fool(victim))[may]),
             Rate(int(same.sum()), int(both.sum())),
             float(np.median(answers.l2[source])) if source.any() else None,
         )
@@ -260,8 +268,14 @@ def _victim(name: str, clean: Rate, answers: Sequence[Answers], cells: Sequence[
 def _images(answers: Sequence[Answers], model: str) -> Rate:
     """Of all images, those that some image within the threat fools a model on."""
     ids = np.unique(np.concatenate([np.empty(0, np.int64), *(one.image_id for one in answers)]))
-    hits = [one.image_id[one.fooled(model) & one.within] for one in answers]
-    return Rate(len(np.unique(np.concatenate([np.empty(0, np.int64), *hits]))), len(ids))
+    hits, perhaps = (
+        np.isin(ids, np.concatenate([np.empty(0, np.int64), *found]))
+        for found in (
+            [one.image_id[one.fooled(model) & one.within] for one in answers],
+            [one.image_id[one.may_fool(model) & one.within] for one in answers],
+        )
+    )
+    return Rate.between(hits, perhaps)
 
 
 def _judge(fooled: Rate, strongest: float, tolerance: float) -> Judgement:

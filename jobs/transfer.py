@@ -358,9 +358,10 @@ class _Transfer:
         """Shows every image to every model, and counts."""
         from analysis.statistics import Rate
         from analysis.transfer import Surrogate, report
+        from workers.evaluation.answers import UNANSWERED
 
         clean = {
-            name: Rate(int((found == self.dataset.labels).sum()), len(self.dataset))
+            name: Rate.between(right := found == self.dataset.labels, right | (found == UNANSWERED))
             for name, found in self._clean.items()
         }
         made = [Surrogate(one.name, one.what, clean[one.name], one.queries) for one in self.made]
@@ -409,18 +410,28 @@ class _Transfer:
         import pyarrow.parquet as pq
 
         from analysis.replay import stored_images
-        from workers.evaluation.answers import answers
+        from workers.evaluation.answers import UNANSWERED, answers
 
         run = RunFolder(self._run(source, "ddn" if attack == "ddn×2" else attack))
         (rows,) = run.tables(run.plan())
-        rows = rows.filter(pc.not_equal(rows["status"].cast("string"), str(Status.FAILED)))
+        failed = pc.equal(rows["status"].cast("string"), str(Status.FAILED))
+        lost, rows = rows.filter(failed)["image_id"].to_numpy(), rows.filter(pc.invert(failed))
         if not len(rows):
             raise RuntimeError(f"{run.place}: every search failed; --retry-failed tries again")
+
+        def with_lost(table: pa.Table) -> pa.Table:
+            """Behind the answers the images that the search failed on, to which there are none."""
+            known = {"image_id": lost, "label": self.dataset.labels[lost], "within": np.ones(len(lost), dtype=bool)}
+            others = {
+                name: np.full(len(lost), UNANSWERED if name.startswith("of ") else 0) for name in table.column_names
+            }
+            return pa.concat_tables([table, pa.table(others | known).cast(table.schema)])
+
         kept = self.folder.path / "answers" / source / f"{_slug(attack)}.parquet"
         if kept.exists():
             table = pq.read_table(kept)
             if table["image_id"].equals(rows["image_id"]):
-                return table
+                return with_lost(table)
         ids, images = rows["image_id"].to_numpy(), stored_images(rows)
         if attack == "ddn×2":
             images = twice(self.dataset.images[ids], images)
@@ -436,7 +447,7 @@ class _Transfer:
         )
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_part(table, Place.of(kept))
-        return table
+        return with_lost(table)
 
     def _right(self, subjects: Mapping[str, Subject]) -> np.ndarray:
         """bool ``[N]``: which images all of some models classify right."""
@@ -513,7 +524,7 @@ def _tell(folder: FrozenFolder, report: "TransferReport", job: _Transfer) -> int
         if one := victim.worst:
             print(f"  most transfers {one.attack} of {one.source}: {one.rate}; the same wrong class: {one.agreement}")
     for name, reason in job.failures.items():
-        say(f"{name}: a search failed, and such images are left out: {reason}")
+        say(f"{name}: a search failed, and what such images do is not known: {reason}")
     print(f"verdict in {folder.path / 'verdict.json'}, page in {folder.page}")
     unmet = job.question.require and report.verdict != "holds"
     return Exit.FAILED if unmet or job.failures else Exit.DONE

@@ -1,12 +1,15 @@
 """Transfer counted: against a loop over images, and the verdicts at their edges."""
 
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 
 from analysis.page.transfer import render_transfer
 from analysis.statistics import Rate
 from analysis.transfer import Answers, Cell, Surrogate, TransferReport, report, to_json, to_table, worst
-from workers.evaluation.answers import REJECTED
+from workers.evaluation.answers import REJECTED, UNANSWERED
 
 ATTACKS, SOURCES, COUNT = ("pgd", "ddn"), ("a", "b", "made"), 60
 
@@ -74,6 +77,38 @@ def test_victims_against_a_loop() -> None:
         assert victim.worst is not None
         assert victim.worst.attack == "pgd"
         assert victim.worst.source != victim.name
+
+
+def test_answers_that_are_missing_leave_both_ends() -> None:
+    """Against every class that the missing ones might have been."""
+    random = np.random.default_rng(2)
+    for _ in range(80):
+        label, count = random.integers(0, 3, 5), 5
+        classes = {name: random.integers(REJECTED, 3, count) for name in ("a", "b")}
+        for _ in range(random.integers(1, 4)):
+            classes[("a", "b")[random.integers(2)]][random.integers(count)] = UNANSWERED
+        one = Answers("a", "pgd", np.arange(count), label, np.ones(count), random.random(count) < 0.7, classes, True)
+        gaps = [(name, row) for name in classes for row in np.flatnonzero(classes[name] == UNANSWERED)]
+        cells, fooled = [], []
+        for filled in itertools.product(range(REJECTED, 3), repeat=len(gaps)):
+            whole = {name: column.copy() for name, column in classes.items()}
+            for (name, row), value in zip(gaps, filled, strict=True):
+                whole[name][row] = value
+            world = dataclasses.replace(one, predictions=whole)
+            cells.append(Cell.of(world, "b"))
+            fooled.append(report([world], {"b": Rate(9, 10)}, threat="", right=Rate(9, 10)).victims[0].fooled)
+        found = Cell.of(one, "b").rate
+        shares = [possible.rate.value for possible in cells if possible.rate.total]
+        if shares:
+            assert found.low is not None
+            assert found.low <= min(shares)
+            assert max(shares) <= (found.high or 0)
+        assert found.unknown or found == cells[0].rate
+        unanswered = int((classes["a"] == UNANSWERED).sum())
+        assert Cell.of(one, "a").rate == Rate(int(one.fooled("a").sum()), count, unknown=unanswered)
+        all_of = report([one], {"b": Rate(9, 10)}, threat="", right=Rate(9, 10)).victims[0].fooled
+        hits = [possible.hits for possible in fooled]
+        assert (all_of.hits, all_of.hits + all_of.unknown) == (min(hits), max(hits))
 
 
 def cell(hits: int, total: int) -> Cell:

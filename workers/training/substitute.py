@@ -14,7 +14,6 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from workers.budgets import Amount, Number
 from workers.errors import WrongInput
-from workers.evaluation.answers import REJECTED
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import exclusive, write_whole
 from workers.images import hash_of_images
@@ -84,7 +83,7 @@ def train_substitute(
     Args:
         how: the parameters.
         images: uint8 ``[n, C, H, W]`` that the attacker has.
-        victim: gives its class, or `REJECTED` where it rejects.
+        victim: gives its class, or a number below 0 where it gives none (`REJECTED`, `UNANSWERED`).
         architecture: the attacker's own, as `workers.models.loading` builds it.
         folder: created when absent.
         of: the victim's content hash.
@@ -122,7 +121,7 @@ def train_substitute(
                 neighbours = _neighbours(DenseEvaluator(model.eval()), images, answers, round(255 * how.reach))
                 images = np.concatenate([images, neighbours])
             answers = np.concatenate([answers, victim(images[len(answers) :])])
-            if not (answers != REJECTED).any():
+            if not (answers >= 0).any():
                 raise WrongInput(f"the victim answers to none of {len(answers)} images: there is nothing to learn from")
             loss = _learn(how, model, optimizer, images, answers, number, on_batch)
             done = Round(number, len(answers), loss)
@@ -144,7 +143,7 @@ def _learn(
 ) -> float:
     """Some passes over the images that were answered; returns the mean loss of the last."""
     model.train()
-    answered = answers != REJECTED
+    answered = answers >= 0
     learned, labels = torch.tensor(images[answered]), torch.tensor(answers[answered])
     generator = torch.Generator().manual_seed(how.seed * 1_000_003 + number)
     losses: list[float] = []
@@ -170,7 +169,7 @@ def _neighbours(evaluator: DenseEvaluator, images: np.ndarray, answers: np.ndarr
 
     def of_class(logits: Tensor, part: slice) -> list[Tensor]:
         asked = torch.tensor(answers[part])
-        classes = torch.where(asked == REJECTED, logits.argmax(dim=1), asked)
+        classes = torch.where(asked < 0, logits.argmax(dim=1), asked)
         return [one_hot(classes, logits.shape[1]) - logits.softmax(dim=1)]
 
     _, (gradient,) = evaluator.gradients(torch.tensor(images), of_class)
