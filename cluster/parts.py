@@ -11,9 +11,9 @@ from itertools import repeat
 from typing import TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from workers.errors import StorageError
+from workers.parquet import read_footer, read_table
 from workers.places import Place
 from workers.results import write_part
 
@@ -216,7 +216,7 @@ def compact(
     for group in _neighbours(usable, target_bytes):
         if len(group) > 1:
             rows: dict[int, pa.Table] = {}
-            for file, table in zip(group, read_ahead(lambda file: _table(file), group), strict=True):
+            for file, table in zip(group, read_ahead(lambda file: read_table(file.place), group), strict=True):
                 rows |= _by_shard(file, table)
             confirm()
             name = part_name(group[0].first, group[-1].last)
@@ -250,9 +250,8 @@ def uncompressed_bytes(file: PartFile) -> int:
         StorageError: when it cannot be reached.
     """
     try:
-        with file.place.open() as source:
-            footer = pq.ParquetFile(source).metadata
-            return sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
+        footer = read_footer(file.place)
+        return sum(footer.row_group(number).total_byte_size for number in range(footer.num_row_groups))
     except StorageError:
         raise
     except (OSError, pa.ArrowException):
@@ -262,17 +261,12 @@ def uncompressed_bytes(file: PartFile) -> int:
 def _read(file: PartFile, valid: Callable[[PartFile, pa.Table], bool]) -> pa.Table | None:
     """A file's rows, None when it is broken."""
     try:
-        table = _table(file)
+        table = read_table(file.place)
     except StorageError:
         raise
     except (OSError, pa.ArrowException):
         return None
     return table if valid(file, table) else None
-
-
-def _table(file: PartFile) -> pa.Table:
-    with file.place.open() as source:
-        return pq.ParquetFile(source, pre_buffer=True).read()
 
 
 def _by_shard(file: PartFile, table: pa.Table) -> dict[int, pa.Table]:

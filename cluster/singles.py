@@ -3,9 +3,9 @@
 from typing import Any, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.store import Plan, RunFolder, failed_rows
+from workers.parquet import read_table
 from workers.places import Place
 from workers.results import write_part
 
@@ -49,7 +49,7 @@ class Singles:
 
     def failed(self, shard: int, staged: set[int]) -> set[int]:
         """Those of a shard's rows here that have status ``failed`` at any budget."""
-        return {row for row in staged if failed_rows(self._read(self.part(shard, row)), images=1)}
+        return {row for row in staged if failed_rows(read_table(self.part(shard, row)), images=1)}
 
     def missing(self, shard: int, staged: set[int]) -> set[int]:
         """The rows of a shard that neither its part nor a file here has an end for.
@@ -69,7 +69,7 @@ class Singles:
             staged: its rows that are here.
         """
         images, rows = self._plan.images(shard), sorted(staged)
-        singles = {row: self._read(self.part(shard, row)) for row in rows}
+        singles = {row: read_table(self.part(shard, row)) for row in rows}
         base = self._before.of(shard) if len(rows) < images else None
         order = [  # what is not staged stands in the part
             singles[row].slice(budget, 1) if row in singles else cast(pa.Table, base).slice(budget * images + row, 1)
@@ -85,16 +85,11 @@ class Singles:
     def _assemble_by_products(self, shard: int, beside: list[Place], singles: list[pa.Table]) -> None:
         if not beside:
             return
-        tables, before = [self._read(place) for place in beside], self._before_by_products.of(shard)
+        tables, before = [read_table(place) for place in beside], self._before_by_products.of(shard)
         if before is not None:  # without what the rows that were searched again left
             again = {key for table in singles for key in _keys(table)}
             tables.insert(0, before.filter(pa.array([key not in again for key in _keys(before)])))
         write_part(pa.concat_tables(tables, promote_options="default"), self._folder.by_products(shard))
-
-    @staticmethod
-    def _read(place: Place) -> pa.Table:
-        with place.open() as file:
-            return pq.read_table(file)
 
 
 def _keys(table: pa.Table) -> list[tuple[Any, ...]]:

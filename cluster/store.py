@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.lease import Lease, leased
 from cluster.parts import (
@@ -28,6 +27,7 @@ from cluster.parts import (
 )
 from workers.errors import StorageError, WrongInput
 from workers.files import exclusive, held, require_place
+from workers.parquet import read_footer, read_table
 from workers.places import Place
 from workers.results import Status, write_part
 
@@ -126,8 +126,7 @@ class RunFolder:
         try:
             if "parts" in names and not all(_PROBE.fullmatch(name) for name in self.parts.names()):
                 return False
-            with (self.place / "plan.parquet").open() as file:
-                return bool(pq.read_schema(file).equals(_PLAN))
+            return bool(read_footer(self.place / "plan.parquet").schema.to_arrow_schema().equals(_PLAN))
         except FileNotFoundError:
             return True
         except StorageError:
@@ -182,8 +181,7 @@ class RunFolder:
             content = json.loads((self.place / "run.json").read())
             if not isinstance(content, dict):
                 raise ValueError("expected an object")
-            with (self.place / "plan.parquet").open() as file:
-                table = pq.read_table(file)
+            table = read_table(self.place / "plan.parquet")
             ids, targets = table["image_id"].to_numpy(), table["target"]
             plan = Plan(
                 content["frozen"],
@@ -419,8 +417,7 @@ class RunFolder:
         def read(file: PartFile) -> tuple[PartFile, pa.Table | None, bool]:
             wanted = None if columns is None else [*columns, *(key for key in _KEYS if key not in columns)]
             try:
-                with file.place.open() as source:
-                    table = pq.ParquetFile(source, pre_buffer=True).read(columns=wanted)
+                table = read_table(file.place, wanted)
             except FileNotFoundError:
                 return file, None, True
             except StorageError:

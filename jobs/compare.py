@@ -18,6 +18,7 @@ from jobs.recorded import RecordedRun, open_run
 from jobs.typed import word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
+from workers.parquet import read_table
 from workers.places import Place
 from workers.results import Status
 
@@ -162,7 +163,6 @@ class _Side:
             WrongInput: when it has no results yet, or is of another version.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         from analysis.robustness import Standing
 
@@ -170,7 +170,7 @@ class _Side:
         asked = folder.read("evaluation.json")
         try:
             same = {"data": asked["data"], "split": asked["split"]}
-            rows = pq.read_table(folder.path / "images.parquet")
+            rows = read_table(folder.path / "images.parquet")
             model = str(asked["model"])[:12]
             robust = [standing in (Standing.ROBUST, Standing.CERTIFIED) for standing in rows["status"].to_pylist()]
             table = pa.table(

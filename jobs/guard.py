@@ -19,6 +19,7 @@ from jobs.progress import Progress, progress, say
 from jobs.subject import Subject
 from jobs.train import epochs_of, followed
 from workers.errors import WrongInput, in_one_line
+from workers.parquet import read_table
 from workers.places import Place
 from workers.results import write_part
 
@@ -407,14 +408,13 @@ def score(
         WrongInput: when the detector fails on the images, or scores them differently at a second call.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     from workers.detectors.scoring import BATCH, fresh_noise, score_images
     from workers.images import hash_of_images
 
     of = {b"images": hash_of_images(images).encode()}
     if kept.exists():
-        found = pq.read_table(kept)
+        found = read_table(kept)
         same = (found.schema.metadata or {}).get(b"images") == of[b"images"]
         if same and np.array_equal(found["image_id"].to_numpy(), ids):
             return found

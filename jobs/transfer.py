@@ -27,6 +27,7 @@ from workers.budgets import Number
 from workers.errors import WrongInput
 from workers.files import write_whole
 from workers.images import Dataset, Layout
+from workers.parquet import read_table
 from workers.places import Place
 from workers.results import Status, distances, write_part
 from workers.sources import load_data
@@ -407,7 +408,6 @@ class _Transfer:
         """What the victims and the source itself answer to the images of one attack; kept beside the runs."""
         import pyarrow as pa
         import pyarrow.compute as pc
-        import pyarrow.parquet as pq
 
         from analysis.replay import stored_images
         from workers.evaluation.answers import UNANSWERED, answers
@@ -429,7 +429,7 @@ class _Transfer:
 
         kept = self.folder.path / "answers" / source / f"{_slug(attack)}.parquet"
         if kept.exists():
-            table = pq.read_table(kept)
+            table = read_table(kept)
             if table["image_id"].equals(rows["image_id"]):
                 return with_lost(table)
         ids, images = rows["image_id"].to_numpy(), stored_images(rows)
@@ -464,11 +464,9 @@ class _Transfer:
         return np.logical_and.reduce([self._clean[name] == self.dataset.labels for name in subjects])
 
     def _read_clean(self) -> None:
-        import pyarrow.parquet as pq
-
         path = self.folder.path / CLEAN
         if not self._clean and self.folder.exists and path.exists():
-            table = pq.read_table(path)
+            table = read_table(path)
             self._clean = {name[3:]: table[name].to_numpy() for name in table.column_names if name.startswith("of ")}
 
     def _write_clean(self) -> None:

@@ -42,6 +42,21 @@ def test_cluster_needs_no_torch_and_only_the_actor_knows_ray() -> None:
             assert "ray" not in set(imports_of(path)), path
 
 
+def test_parquet_is_read_in_one_place() -> None:
+    """Whoever reads it otherwise may abort the process at its end: `workers.parquet` says why."""
+    readers = {"read_table", "read_schema", "read_metadata", "ParquetFile", "ParquetDataset", "read_pandas"}
+    for package in HOUSE:
+        for path in (ROOT / package).rglob("*.py"):
+            if path == ROOT / "workers" / "parquet.py":
+                continue
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pyarrow"):
+                    assert readers.isdisjoint(alias.name for alias in node.names), path
+                    assert "dataset" not in f"{node.module} {[alias.name for alias in node.names]}", path
+                if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pq":
+                    assert node.attr not in readers, path
+
+
 def test_every_folder_is_a_listed_package() -> None:
     import tomllib
 

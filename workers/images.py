@@ -16,6 +16,7 @@ from numpy.lib.npyio import NpzFile
 
 from workers.arrays import MAXIMUM_CLASSES, Layout, checked_images, checked_labels
 from workers.errors import WrongInput, in_one_line
+from workers.parquet import read_table
 from workers.tables import images_and_labels
 
 __all__ = ["MAXIMUM_CLASSES", "Dataset", "Layout", "hash_of_images", "read_dataset", "read_idx"]
@@ -238,10 +239,9 @@ def _array(arrays: NpzFile, name: str, path: Path) -> np.ndarray:
 
 def _read_parquet(path: Path) -> tuple[np.ndarray, np.ndarray, bool]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise WrongInput(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
     return images_and_labels(table, path)

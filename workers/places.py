@@ -13,6 +13,9 @@ from workers.files import write_whole
 
 __all__ = ["Place"]
 
+READ_AHEAD_BYTES = 2**20
+"""Fetched beyond what is asked for of a file that is not on a disk."""
+
 _EXTRAS = {"s3": "pip install 'brittle[s3]'"}
 
 
@@ -122,7 +125,9 @@ class Place:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The file for pyarrow, which reads what it needs of it: a footer, some columns.
+        """The file for `workers.parquet`, which reads what it needs of it: a footer, some columns.
+
+        Of a disk it is Arrow's own; else it is Python's, and no thread of Arrow's may be given it.
 
         Raises:
             FileNotFoundError: when it is absent.
@@ -132,9 +137,9 @@ class Place:
 
         with self._reaching():
             if self.local:
-                file: Any = self.path.open("rb")
-            else:  # pyarrow asks for exact ranges: a cache would only fetch more
-                file = self._filesystem.open(self._key, "rb", cache_type="none")
+                file: Any = _native_file(self.path)
+            else:  # columns that follow each other come in one request
+                file = self._filesystem.open(self._key, "rb", cache_type="readahead", block_size=READ_AHEAD_BYTES)
         broken: Exception | None = None
         with file, self._reaching():
             try:
@@ -235,6 +240,18 @@ class Place:
             if self.local:
                 raise
             raise StorageError(f"{self}: {_reason(error)}") from error  # botocore's errors are no OSError
+
+
+def _native_file(path: Path) -> Any:
+    """A file of a disk, opened by Arrow; raises what Python's own would."""
+    import pyarrow as pa
+
+    try:
+        return pa.OSFile(os.fsencode(path), "rb")
+    except OSError as error:
+        if error.errno is None:  # a folder, say
+            raise
+        raise OSError(error.errno, os.strerror(error.errno)) from None
 
 
 def _reason(error: BaseException) -> str:

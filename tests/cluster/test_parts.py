@@ -286,9 +286,9 @@ def test_whole_files_are_read_ahead_within_bounds(tmp_path: Path, monkeypatch: p
     read: list[pq.ParquetFile] = []
     known = pq.ParquetFile.read
 
-    def watched(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+    def watched(file: pq.ParquetFile, columns: list[str] | None = None, **how: bool) -> pa.Table:
         read.append(file)
-        return known(file, columns=columns)
+        return known(file, columns=columns, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "read", watched)
     for limit, most in ((size // 2, 1), (3 * size, 4), (1000 * size, 17)):

@@ -18,6 +18,7 @@ from cluster.store import Plan, RunFolder
 from tests.conftest import random_images, random_model
 from workers.attacks import FGSM
 from workers.errors import StorageError, WrongInput
+from workers.parquet import read_table
 from workers.places import Place
 from workers.results import write_part
 from workers.search import search_budgets
@@ -217,9 +218,9 @@ def test_summaries_read_their_columns_only(free_place: Place, monkeypatch: pytes
     read: set[str] = set()
     known = pq.ParquetFile.read
 
-    def watched(file: pq.ParquetFile, columns: list[str] | None = None) -> pa.Table:
+    def watched(file: pq.ParquetFile, columns: list[str] | None = None, **how: bool) -> pa.Table:
         read.update(columns or file.schema_arrow.names)
-        return known(file, columns=columns)
+        return known(file, columns=columns, **how)
 
     monkeypatch.setattr(pq.ParquetFile, "read", watched)
     light, whole = folder.tables(plan, SUMMARISED), RunFolder(free_place)
@@ -233,8 +234,7 @@ def test_many_parts_come_in_batches_and_in_order(tmp_path: Path) -> None:
     plan, folder = a_plan(700, 1), RunFolder(Place.of(tmp_path))
     folder.create(plan)
     write_shard(folder, plan, 0)
-    with folder.part(0).open() as file:
-        one = pq.read_table(file)
+    one = read_table(folder.part(0))
     for shard in range(700):
         keys = {"image_id": [plan.ids[shard]] * 2, "target": [shard % 3] * 2}
         row = one

@@ -1,15 +1,17 @@
 """Places on a disk, on S3, and where nothing can be written."""
 
+import os
 import pickle
 import resource
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from workers.errors import StorageError, WrongInput
+from workers.parquet import read_footer, read_table
 from workers.places import Place
 from workers.results import write_part
 
@@ -46,13 +48,48 @@ def test_pyarrow_reads_columns_of_a_place(free_place: Place) -> None:
     if free_place.local:
         free_place.path.mkdir()
     write_part(table, free_place / "parts")
-    with (free_place / "parts").open() as file:
-        assert pq.ParquetFile(file).read(columns=["a"]) == table.select(["a"])
+    assert read_table(free_place / "parts", ["a", "absent"]) == table.select(["a"])
+    assert read_footer(free_place / "parts").num_rows == 1000
     for broken in (b"", b"no", (free_place / "parts").read()[:-9]):
         (free_place / "parts").write(broken)
-        with pytest.raises((OSError, pa.ArrowException)) as raised, (free_place / "parts").open() as file:
-            pq.ParquetFile(file)
-        assert not isinstance(raised.value, StorageError)  # it is there, and broken
+        for read in (read_table, read_footer):
+            with pytest.raises((OSError, pa.ArrowException)) as raised:
+                read(free_place / "parts")
+            assert not isinstance(raised.value, StorageError)  # it is there, and broken
+    with pytest.raises(FileNotFoundError):
+        read_table(free_place / "absent")
+
+
+def test_a_thread_of_arrows_never_holds_what_python_owns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a thread aborts the process when it lets go while the interpreter ends."""
+    import fsspec.implementations.memory as memory
+
+    table = pa.table({"a": range(1000), "b": ["x"] * 1000})
+    strange = tmp_path / os.fsdecode(b"\xff \n%20.parquet")  # a path that is no text
+    write_part(table, Place.of(strange))
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.open", None)
+        assert read_table(strange) == table  # by Arrow's own file
+    readers = []
+
+    class Watched(memory.MemoryFile):
+        def read(self, size: int = -1) -> bytes:
+            readers.append(threading.get_ident())
+            return super().read(size)
+
+    write_part(table, Place.of("memory://shelf/part.parquet"))
+    held = memory.MemoryFileSystem.store["/shelf/part.parquet"]
+    monkeypatch.setattr(memory.MemoryFileSystem, "_open", lambda *_, **__: Watched(None, None, held.getvalue()))
+    assert read_table(Place.of("memory://shelf/part.parquet")) == table
+    assert read_footer(Place.of("memory://shelf/part.parquet")).num_rows == 1000
+    assert set(readers) == {threading.get_ident()}
+
+
+def test_a_file_that_cannot_be_read_says_why_as_python_would(tmp_path: Path) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(StorageError, match=r"loop: Too many levels of symbolic links$"):
+        read_table(loop)
 
 
 @pytest.mark.parametrize(
