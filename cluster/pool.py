@@ -13,6 +13,8 @@ from workers.actor import SharedModel
 from workers.errors import WrongInput, in_one_line
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from workers.models.loading import ModelRecipe
 
 __all__ = ["Resources", "SearchPool"]
@@ -148,15 +150,15 @@ class SearchPool:
 
         return SharedModel(model.content_hash, [ray.put(model)])
 
-    def fitting_batch(self, model: SharedModel, shape: tuple[int, int, int], block: int) -> int:
-        """The batch that fits the GPU of every actor that runs now.
+    def fitting_batch(self, model: SharedModel, images: "np.ndarray", block: int) -> int:
+        """The batch that fits the GPU of every actor that runs now, tried on images uint8 ``[n, C, H, W]``.
 
         Raises:
             RuntimeError: when the model fails on all of them.
         """
         import ray
 
-        asked = [actor.fitting_batch.remote(model, shape, block, self.gpus) for actor in self.actors]
+        asked = [actor.fitting_batch.remote(model, images, block, self.gpus) for actor in self.actors]
         fitting: list[int] = []
         problem = ""
         while asked and not fitting:
@@ -231,8 +233,8 @@ def _actor_class() -> type:
         def ready(self, *introduced: Any) -> Any:
             return self._actor.ready(*introduced)
 
-        def fitting_batch(self, shared: Any, shape: tuple[int, int, int], block: int, share: float) -> int:
-            return self._actor.fitting_batch(shared, shape, block, share)
+        def fitting_batch(self, *asked: Any) -> int:
+            return self._actor.fitting_batch(*asked)
 
         def search(self, shard: Any) -> Any:
             return self._actor.search(shard)

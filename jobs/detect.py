@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
 from jobs.exits import Exit
+from jobs.first_look import require_own_answers
 from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Where, WorkerHost
 from jobs.progress import say
@@ -187,6 +188,7 @@ def judge(
     known = given.known(loaded.dataset.shape)
     for search in [*naive_searches(known), *adaptive_searches(known, question.steps, few_pixel=question.few_pixel)]:
         search.attack.check(loaded.dataset.shape, loaded.classes)
+    require_own_answers(loaded)
     for one in named:
         require_fit(one, loaded)
     training = load_training(training_data, subject.data, loaded.dataset)

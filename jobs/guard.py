@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jobs.exits import Interrupted
+from jobs.first_look import look_at_detector
 from jobs.progress import Progress, progress, say
 from jobs.subject import Subject
 from jobs.train import epochs_of, followed
@@ -183,13 +184,14 @@ def guard(
         seed: of every draw but those of training.
 
     Raises:
-        WrongInput: when the detector cannot take these images or this classifier, or its scores differ between calls.
+        WrongInput: when the detector cannot take these images or this classifier, or its scores are not an image's own.
         Interrupted: when stopped; the same command resumes.
     """
     import torch
 
     from analysis.detection import calibrate
     from workers.detectors.guarded import Guarded, write_guarded
+    from workers.detectors.user import UserDetector
     from workers.evaluation.dense import DenseEvaluator
     from workers.models.loading import read_model
 
@@ -197,6 +199,8 @@ def guard(
     detector = named.recipe.build(subject.model, subject.dataset.shape)
     fit(named, detector, training, networks, folder / "fitted.safetensors", seed)
     detector.eval().requires_grad_(False)
+    if not isinstance(named.recipe, UserDetector) and not (folder / "clean-calibration.parquet").exists():
+        look_at_detector(named.text, detector, subject)
     calibration, test = (
         score(named, detector, subject.dataset.images[ids], ids, folder / f"clean-{part}.parquet", seed)
         for part, ids in (("calibration", split.calibration), ("test", split.test))
@@ -237,26 +241,19 @@ def guard(
 def require_fit(named: Named, subject: Subject) -> None:
     """Refuses a detector that cannot take this classifier and these images, before anything is done.
 
+    A user's own is looked at too; what is to be fitted is looked at after that.
+
     Raises:
         WrongInput: saying why.
     """
     from workers.detectors.user import UserDetector
 
-    detector = named.recipe.build(subject.model, subject.dataset.shape)
-    if not isinstance(named.recipe, UserDetector):
-        return  # not fitted yet, it has no scores
-    import torch
+    def built() -> "Detector":
+        return named.recipe.build(subject.model, subject.dataset.shape)
 
-    images, noise = _two(detector, subject)
-    try:
-        with torch.no_grad():
-            detector.score(images, noise)
-            logits = detector.predict(images, noise)
-    except Exception as error:  # whatever a user's detector raises
-        raise WrongInput(f"{named.text} fails on images of {list(images.shape)}: {in_one_line(error)}") from None
-    if list(logits.shape) != [len(images), subject.classes]:
-        expected = f"[{len(images)}, {subject.classes}]"
-        raise WrongInput(f"{named.text}: predict must return logits {expected}, got {list(logits.shape)}")
+    detector = built()
+    if isinstance(named.recipe, UserDetector):  # others have no scores before they are fitted
+        look_at_detector(named.text, detector, subject, built)
 
 
 def require_classes(named: Named, subject: Subject, training: "Dataset") -> None:
@@ -405,11 +402,11 @@ def score(
         ``image_id``, ``score`` and ``prediction``.
 
     Raises:
-        WrongInput: when the detector fails on the images, or scores them differently at a second call.
+        WrongInput: when the detector fails on the images.
     """
     import pyarrow as pa
 
-    from workers.detectors.scoring import BATCH, fresh_noise, score_images
+    from workers.detectors.scoring import fresh_noise, score_images
     from workers.images import hash_of_images
 
     of = {b"images": hash_of_images(images).encode()}
@@ -422,15 +419,8 @@ def score(
     with progress(len(images), f"{named.text}: scoring {kept.stem}") as bar:
         try:
             scored = score_images(detector, images, noise, on_images=bar.advance)
-            order = np.arange(min(BATCH, len(images)))[::-1]
-            again = score_images(detector, images[order], None if noise is None else noise[order])
         except Exception as error:  # whatever a user's detector raises
             raise WrongInput(f"{named.text} fails on these images: {in_one_line(error)}") from None
-    if not np.allclose(scored.scores[order], again.scores, rtol=1e-4, atol=1e-6, equal_nan=True):
-        raise WrongInput(
-            f"{named.text}: gives the same images other scores at a second call, in another order; each image is to be "
-            "judged by itself, and a random detector says in its attribute noise what draws it wants, and is given them"
-        )
     table = pa.table({"image_id": ids, "score": scored.scores, "prediction": scored.predictions}, metadata=of)
     kept.parent.mkdir(parents=True, exist_ok=True)
     write_part(table, Place.of(kept))

@@ -282,8 +282,8 @@ class _Launch:
         model = pool.share(self.subject.recipe)
         if plan is None:
             resolved = resolved or resolve(self.subject, self.selection, self.ids)
-            shape = self.subject.dataset.shape
-            batch = CPU_BATCH if pool.device == "cpu" else pool.fitting_batch(model, shape, BLOCK)
+            some = self.subject.dataset.images[resolved.ids[:BLOCK]]
+            batch = CPU_BATCH if pool.device == "cpu" else pool.fitting_batch(model, some, BLOCK)
             plan = self._plan(resolved, pool, batch)
             self.folder.create(plan)
         self.compare(plan, device=pool.device)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import Exit
+from jobs.first_look import require_own_answers
 from jobs.frozen import FrozenFolder, on_disk
 from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
@@ -235,6 +236,7 @@ def _load_models(references: Sequence[str], dataset: Dataset, mean: str, std: st
         model = recipe.build()
         try:
             found[name] = Subject(recipe, model, dataset, check_model(model, dataset))
+            require_own_answers(found[name])
         except WrongInput as error:
             raise WrongInput(f"--models: {reference}: {error}") from None
     return found

@@ -181,14 +181,22 @@ class SearchActor:
         node = ray.get_runtime_context().get_node_id()
         return Introduction(self.name, node, os.getpid(), self.device, versions(*packages))
 
-    def fitting_batch(self, shared: SharedModel, shape: tuple[int, int, int], block: int, share: float) -> int:
-        """The batch to give the model here: what fits into this actor's share of the GPU's free memory."""
+    def fitting_batch(self, shared: SharedModel, images: np.ndarray, block: int, share: float) -> int:
+        """The batch to give the model here: what fits into this actor's share of the GPU's free memory.
+
+        Args:
+            shared: the model.
+            images: uint8 ``[n, C, H, W]``, at most a block, to try it on.
+            block: the batch is a multiple of it.
+            share: the GPUs that this actor has.
+        """
         import torch
 
         from workers.evaluation.dense import batch_that_fits
 
         free, _ = torch.cuda.mem_get_info()
-        return batch_that_fits(self._built(shared), shape, int(free * MEMORY_SHARE * min(1, share)), block=block)
+        there, most = torch.tensor(images), int(free * MEMORY_SHARE * min(1, share))
+        return batch_that_fits(self._built(shared), there, most, block=block)
 
     def search(self, shard: Shard) -> ShardSummary:
         """Searches a shard and writes its part whole; a search that raises becomes rows that say so.

@@ -63,15 +63,15 @@ def test_refuses_a_batch_that_is_no_multiple() -> None:
 
 def test_the_batch_that_fits_grows_with_the_memory() -> None:
     """A linear layer's passes: its input, output and gradients are known to the byte, so the batch is too."""
-    model, shape = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval(), (3, 4, 4)
-    one = batch_that_fits(model, shape, 1, block=16)
+    model, images = nn.Sequential(nn.Flatten(), nn.Linear(48, 5)).eval(), torch.tensor(random_images((3, 4, 4), 2, 0))
+    one = batch_that_fits(model, images, 1, block=16)
     assert one == 16
-    large = [batch_that_fits(model, shape, free, block=16) for free in (1 << 20, 2 << 20, 4 << 20)]
+    large = [batch_that_fits(model, images, free, block=16) for free in (1 << 20, 2 << 20, 4 << 20)]
     assert 16 < large[0] < large[1] < large[2]
     assert all(batch % 16 == 0 for batch in large)
     at_least = 4 * (48 + 5 + 48)  # the image, its logits and one gradient have to be there at once
     assert large[2] <= (4 << 20) // at_least
-    assert batch_that_fits(model, shape, 1 << 40, block=16) == 8192
+    assert batch_that_fits(model, images, 1 << 40, block=16) == 8192
 
 
 def test_the_batch_of_a_model_without_gradients_fits_too() -> None:
@@ -83,7 +83,7 @@ def test_the_batch_of_a_model_without_gradients_fits_too() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return self.linear((images > 0.5).float().flatten(1)).detach()
 
-    assert batch_that_fits(Steps(), (1, 4, 4), 1 << 20, block=16) > 16
+    assert batch_that_fits(Steps(), torch.tensor(random_images((1, 4, 4), 3, 0)), 1 << 20, block=16) > 16
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])

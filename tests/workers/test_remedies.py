@@ -101,7 +101,7 @@ DEFENDED: dict[str, tuple[Answer, set[str]]] = {
     "wrong gradient of the pixels": (lambda base, x: base(WrongGradient.apply(x)), {"masked gradients"}),
     "noise": (lambda base, x: base(x + 0.1 * torch.randn_like(x)), {"randomised model"}),
     "dropout": (lambda base, x: base(functional.dropout(x, 0.2, True)), {"randomised model"}),
-    "NumPy's noise, in place": (noise_in_place, {"randomised model", "other images of a call"}),
+    "NumPy's noise, in place": (noise_in_place, {"randomised model", "other images of a call", "writes to its input"}),
     "a transformation an image": (
         lambda base, x: base(x + 0.1 * torch.randint(0, 3, (len(x),)).view(-1, 1, 1, 1)),
         {"randomised model"},

@@ -389,7 +389,7 @@ def _counted(model: "nn.Module") -> Any:
 
         def forward(self, images: "Tensor") -> "Tensor":
             self.queries += len(images)
-            images = images.view_as(images)  # the hook is to see what comes out of the model alone
+            images = images.clone()  # the model may write to it, and the hook sees what comes out of the model alone
             if images.requires_grad:
                 images.register_hook(self.made_finite)  # type: ignore[no-untyped-call]
             logits = self.model(images).float()

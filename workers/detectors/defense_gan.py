@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from workers.budgets import Number
 from workers.detectors.detector import Detector, DetectorRecipe, OnStep
+from workers.evaluation.calls import filled_call
 from workers.models.gan import GAN
 from workers.training.gan import GANNetwork
 from workers.training.networks import Network
@@ -69,8 +70,7 @@ class DefenseGANDetector(Detector):
         """The projections, without a gradient. The last ones are kept: a score and a prediction need the same."""
         images = images.detach()
         if self._last is None or not torch.equal(self._last[0], images):
-            whole = images.new_zeros(len(images) + -len(images) % BLOCK, *images.shape[1:])
-            whole[: len(images)] = images
+            whole = filled_call(images, len(images) + -len(images) % BLOCK)
             found = torch.cat([self._descend(block) for block in torch.split(whole, BLOCK)])[: len(images)]
             self._last = images.clone(), found
         return self._last[1]

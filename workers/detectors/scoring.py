@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from workers.detectors.detector import Detector
+from workers.evaluation.calls import filled_call
 from workers.evaluation.scores import predicted
 
 __all__ = ["Scored", "fresh_noise", "reconstruct_images", "score_images"]
 
 BATCH = 64
-"""Every call is of so many images, the last one filled up."""
+"""Every call is of so many images, the last one filled up by its own images."""
 
 
 class Scored(NamedTuple):
@@ -80,13 +81,8 @@ def reconstruct_images(detector: Detector, images: np.ndarray, noise: np.ndarray
 
 
 def _batches(images: np.ndarray, noise: np.ndarray | None) -> Iterator[tuple[Tensor, Tensor | None, int]]:
-    """`BATCH` images in [0, 1] and their draws at a time, zeros behind the last ones, and how many are real."""
+    """`BATCH` images in [0, 1] and their draws at a time, the last ones filled up, and how many are to be counted."""
     for start in range(0, len(images), BATCH):
-        part = images[start : start + BATCH]
-        inputs = torch.zeros((BATCH, *images.shape[1:]))
-        inputs[: len(part)] = torch.tensor(part).float().div(255)
-        drawn = None
-        if noise is not None:
-            drawn = torch.zeros((BATCH, *noise.shape[1:]))
-            drawn[: len(part)] = torch.tensor(noise[start : start + BATCH])
-        yield inputs, drawn, len(part)
+        part = slice(start, start + BATCH)
+        inputs = filled_call(torch.tensor(images[part]), BATCH)
+        yield inputs, None if noise is None else filled_call(torch.tensor(noise[part]), BATCH), len(images[part])

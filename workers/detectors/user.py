@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from workers.detectors.detector import Detector, DetectorRecipe
 from workers.errors import WrongInput
+from workers.models.foreign import OnCopies, prints_aside
 
-__all__ = ["UserDetector"]
+__all__ = ["AdaptedDetector", "UserDetector"]
 
 
-class _Adapted(Detector):
+class AdaptedDetector(Detector):
     """What a user's function returned: an object with ``score``, and what else it has of a `Detector`."""
 
     def __init__(self, classifier: nn.Module, found: Any, function: str) -> None:
@@ -21,7 +22,8 @@ class _Adapted(Detector):
         self._function = function
         if isinstance(found, nn.Module):
             self.module = found.eval().requires_grad_(False)
-        self._found = (found,)
+        methods = {name: getattr(found, name, None) for name in ("score", "predict")}
+        self._methods = {name: OnCopies(method) for name, method in methods.items() if callable(method)}
         self.noise = getattr(found, "noise", None)
         whole = isinstance(self.noise, tuple) and all(isinstance(size, int) and size > 0 for size in self.noise)
         if self.noise is not None and not whole:
@@ -29,7 +31,7 @@ class _Adapted(Detector):
                 f"{function}: noise must be a shape as (2,), of the draws for one image, got {self.noise!r}"
             )
         self.differentiable = bool(getattr(found, "differentiable", True))
-        self.repairs = callable(getattr(found, "predict", None))
+        self.repairs = "predict" in self._methods
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         found = self._call("score", images, noise)
@@ -44,9 +46,17 @@ class _Adapted(Detector):
         logits: Tensor = self._call("predict", images, noise)
         return logits
 
+    def writes_to_input(self, images: Tensor, noise: Tensor | None = None) -> bool:
+        """Whether scoring changes the images or draws that it is given, which are copies."""
+        asked = self._methods["score"]
+        asked.wrote = False
+        self.score(images, noise)
+        wrote, asked.wrote = asked.wrote, None
+        return wrote
+
     def _call(self, method: str, images: Tensor, noise: Tensor | None) -> Any:
         given = (images,) if self.noise is None else (images, noise)
-        return getattr(self._found[0], method)(*given)
+        return self._methods[method](*given)
 
 
 class UserDetector(DetectorRecipe):
@@ -65,9 +75,11 @@ class UserDetector(DetectorRecipe):
         from workers.models.loading import user_function
 
         try:
-            found = user_function(self.function)(classifier)
+            function = user_function(self.function)
+            with prints_aside():
+                found = function(classifier)
         except WrongInput as error:
             raise WrongInput(str(error).removeprefix("--model ")) from None
         except (Exception, SystemExit) as error:  # whatever a user's function raises
             raise WrongInput(f"{self.function}: {type(error).__name__}: {error}") from None
-        return _Adapted(classifier, found, self.function)
+        return AdaptedDetector(classifier, found, self.function)

@@ -96,7 +96,7 @@ def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
     probe = torch.linspace(0, 1, shape[0] * shape[1] * shape[2]).reshape(1, *shape)
     device = next(model.parameters()).device
     with torch.no_grad():
-        said, read = model(probe.to(device)).cpu(), chain.preactivations(probe)[-1].flatten(1)
+        said, read = model(probe.clone().to(device)).cpu(), chain.preactivations(probe)[-1].flatten(1)
     same = said.shape == read.shape and torch.allclose(said, read, rtol=1e-4, atol=1e-4)
     return chain if same else None
 

@@ -8,19 +8,22 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from workers.evaluation.calls import filled_call
+
 __all__ = ["DenseEvaluator", "batch_that_fits"]
 
 
 class DenseEvaluator:
-    """Runs a model in chunks of ``batch`` images, the last one padded to a multiple of ``block``.
+    """Runs a model in chunks of ``batch`` images, the last one filled up to a multiple of ``block`` by its own images.
 
     Logits change with the batch size by about 1e-5, enough to change what an iterative attack ends with.
     With every call padded (and MKL in its strict mode, see `workers`) an image's logits and gradients are
-    the same bits in every layout of shards and batches, on one kind of device and one set of versions.
+    the same bits in every layout of shards and batches, on one kind of device and one set of versions. A call is a
+    fresh copy (`filled_call`), and for gradients no leaf of the graph: a model may write to it.
 
     Args:
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, classes]``, in ``eval()`` mode.
-        block: every call is padded to a multiple of this.
+        block: every call is filled up to a multiple of this.
         batch: the largest call, a multiple of ``block``; 64 is the seed's CNN's fastest on a CPU core.
     """
 
@@ -58,7 +61,7 @@ class DenseEvaluator:
             rows = slice(start, min(start + self.batch, len(images)))
             inputs = self._padded(images[rows]).requires_grad_(True)
             with torch.enable_grad():
-                outputs = self.model(inputs).float()
+                outputs = self.model(inputs.clone()).float()
             real = outputs.detach()[: rows.stop - start]
             vectors = list(cotangents(real, rows))
             found = []
@@ -72,25 +75,17 @@ class DenseEvaluator:
         return torch.cat(logits), [torch.cat(parts) for parts in zip(*gradients, strict=True)]
 
     def _padded(self, images: Tensor) -> Tensor:
-        """Floats in [0, 1], zeros behind them up to a multiple of the block.
-
-        Always a fresh tensor: where C is 1, an indexed one may be contiguous and yet have the strides of the
-        channels-last layout, for which the convolution takes another kernel and gives other bits.
-        """
-        count = len(images)
-        padded = torch.zeros((count + -count % self.block, *images.shape[1:]), device=images.device)
-        padded[:count] = images
-        return padded.div_(255) if images.dtype == torch.uint8 else padded
+        return filled_call(images, len(images) + -len(images) % self.block)
 
 
-def batch_that_fits(model: nn.Module, shape: tuple[int, int, int], free: int, *, block: int, most: int = 8192) -> int:
+def batch_that_fits(model: nn.Module, images: Tensor, free: int, *, block: int, most: int = 8192) -> int:
     """The largest batch whose forward and two backward passes fit into memory, for a device fed best by large ones.
 
     Everything that the passes of one block write is added up, as if nothing were freed before the end.
 
     Args:
         model: in ``eval()`` mode, on its device.
-        shape: ``(C, H, W)``.
+        images: some to try it on, uint8 ``[n, C, H, W]``, 1 ≤ n ≤ block.
         free: bytes that may be used.
         block: the batch is a multiple of it.
         most: the largest batch to give.
@@ -99,7 +94,7 @@ def batch_that_fits(model: nn.Module, shape: tuple[int, int, int], free: int, *,
         The batch, at least one block.
     """
     evaluator = DenseEvaluator(model, block=block, batch=block)
-    images = torch.zeros((block, *shape), device=evaluator.device)
+    images = images.to(evaluator.device)
     with _Written() as written:
         try:
             evaluator.gradients(images, lambda logits, rows: [logits, logits])

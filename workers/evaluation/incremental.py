@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from workers.compiled import pool
+from workers.evaluation.calls import filled_call
 from workers.evaluation.chain import Chain, Layer
 from workers.evaluation.kernel import (
     GROUP,
@@ -52,15 +53,14 @@ class IncrementalEvaluator:
         self._lock = threading.Lock()  # the scratch is shared, and the kernel runs without the GIL
 
     def clean_state(self, images: torch.Tensor, *, block: int = 16) -> CleanState:
-        """Runs clean images uint8 ``[B, C, H, W]`` through the chain, padded to a multiple of ``block``."""
+        """Runs clean images uint8 ``[B, C, H, W]`` through the chain, filled up to a multiple of ``block``."""
         if tuple(images.shape[1:]) != self._shape or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 [n, {self._shape}], got {images.dtype} {list(images.shape)}")
         floats = images.cpu().float().div(255)
         parts: list[list[np.ndarray]] = [[] for _ in self._chain.layers]
         with torch.no_grad():
             for chunk in torch.split(floats, block):
-                padded = torch.cat([chunk, chunk.new_zeros(block - len(chunk), *self._shape)])
-                for part, found in zip(parts, self._chain.preactivations(padded), strict=True):
+                for part, found in zip(parts, self._chain.preactivations(filled_call(chunk, block)), strict=True):
                     sites = found[: len(chunk)].flatten(2).transpose(1, 2)
                     part.append(_pad(sites.numpy(), -1, LANES))
         layers = [np.concatenate(part).reshape(-1) for part in parts]

@@ -22,6 +22,7 @@ from workers.evaluation.scores import answered
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
+from workers.models.foreign import given_copies, prints_aside
 from workers.models.kernel import KernelMachine
 from workers.models.mlp import MLP
 from workers.models.rbf import RBFNetwork
@@ -70,6 +71,8 @@ class ModelRecipe:
             # Channels-last weights take a quarter off a gradient on a CPU. A user's model is left as it is: it
             # may call view() on what a convolution returns, which that layout does not allow.
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if "name" not in self.architecture:
+            model = given_copies(model)
         if self.mean:
             model = Normalised(model, self.mean, self.std)
         if self.remedies or self.surrogate:
@@ -302,7 +305,9 @@ def _built(architecture: dict[str, Any], state: bytes) -> nn.Module:
 
 def _construct(architecture: dict[str, Any]) -> nn.Module:
     if "function" in architecture:
-        model = user_function(architecture["function"])()
+        function = user_function(architecture["function"])
+        with prints_aside():
+            model = function()
         if not isinstance(model, nn.Module):
             raise WrongInput(f"{architecture['function']} must return an nn.Module, got {type(model).__name__}")
         return model
@@ -345,7 +350,8 @@ def user_function(reference: str) -> Any:
     if "" not in sys.path and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that a user's folder never shadows brittle's own packages
     try:
-        function = getattr(importlib.import_module(module_name), function_name, None)
+        with prints_aside():
+            function = getattr(importlib.import_module(module_name), function_name, None)
     except (Exception, SystemExit) as error:  # an import runs the user's code, which may raise anything
         raise WrongInput(f"--model {reference}: cannot import {module_name}: {_summary(error)}") from None
     if not callable(function):

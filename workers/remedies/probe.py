@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers.evaluation.calls import filled_call
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.own_answer import STRANGERS, asked_about, depends_on, same
 from workers.losses import cotangents, values
+from workers.models.foreign import writes_to_input
 from workers.remedies.checks import Check, Probe, State
 from workers.remedies.foretold import share_that_comes
 from workers.remedies.inside import Inside
@@ -37,8 +40,6 @@ SEARCHED_LEADS = (0.1, 1000.0)
 """Within which logits are searched as they are; below, a cross-entropy hardly tells one other class from the next."""
 FAR = 64
 """Levels of the noise under which logits found inside a model must still name its class."""
-SAME = 1e-3
-"""Answers that differ by less than this share of their spread are the same: convolutions round as they are batched."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Pr
     if finite < len(clean):
         reason = f"{len(clean) - finite} of {len(clean)} images have answers that are not finite numbers"
         return Probe((Check("finite answers", State.FAILED, reason, seconds=time.perf_counter() - started),))
-    answering, repeated = _repeats(model, clean)
+    answering, repeated = _repeats(model, images, clean)
+    repeated.append(_written(model, clean))
     own = _logits(Searched(model, answering), torch.cat([clean, _noisy(clean, FAR)]))
     given = _view(model, answering, clean, own)
     chosen, best = answering, given
@@ -118,11 +120,11 @@ def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Pr
     return Probe(tuple(replace(check, seconds=seconds) for check in found), chosen, not given.error, not best.error)
 
 
-def _repeats(model: nn.Module, clean: Tensor) -> tuple[Remedies, list[Check]]:
+def _repeats(model: nn.Module, images: np.ndarray, clean: Tensor) -> tuple[Remedies, list[Check]]:
     """What must be done for an answer to be the image's alone, and the checks on that."""
     first, second = (_logits(model, clean) for _ in range(2))
-    remedies = Remedies() if _same(first, second) else Remedies(draws=SEARCHED_DRAWS)
-    held = not remedies or _same(*(_logits(Searched(model, remedies), clean) for _ in range(2)))
+    remedies = Remedies() if same(first, second) else Remedies(draws=SEARCHED_DRAWS)
+    held = not remedies or same(*(_logits(Searched(model, remedies), clean) for _ in range(2)))
     name = "randomised model"
     if not remedies:
         drawn = Check(name, State.PASSED, "the same image is answered alike each time")
@@ -132,12 +134,13 @@ def _repeats(model: nn.Module, clean: Tensor) -> tuple[Remedies, list[Check]]:
     name = "other images of a call"
     if not held:
         return remedies, [drawn, Check(name, State.NOT_RUN, "answers differ anyway")]
-    if _independent(Searched(model, remedies), clean):
+    if not (found := _depends_on(Searched(model, remedies), images)):
         return remedies, [drawn, Check(name, State.PASSED, "do not change an answer")]
-    alone, reason = replace(remedies, alone=True), "change the answer to an image"
+    alone, reason = replace(remedies, alone=True), f"an image is answered differently {found}"
     try:
         among, single = (_logits(Searched(model, each), clean).argmax(dim=1) for each in (remedies, alone))
-        held = _independent(Searched(model, alone), clean) and bool((among == single).float().mean() >= AGREEMENT)
+        held = not _depends_on(Searched(model, alone), images)
+        held = held and bool((among == single).float().mean() >= AGREEMENT)
     except Exception:  # a model that cannot be asked about a single image may raise anything
         held = False
     if not held:
@@ -145,20 +148,21 @@ def _repeats(model: nn.Module, clean: Tensor) -> tuple[Remedies, list[Check]]:
     return alone, [drawn, Check(name, State.REMEDIED, reason, "each image is asked about alone")]
 
 
-def _independent(model: nn.Module, clean: Tensor) -> bool:
-    """Whether answers stay the same in another order, among fewer and among more images."""
-    answers = _logits(model, clean)
-    last = min(3, len(clean))
-    return (
-        _same(answers, _logits(model, clean.flip(0)).flip(0))
-        and _same(answers[-last:], _logits(model, clean[-last:]), answers)
-        and _same(answers, _logits(model, torch.cat([clean.flip(0), clean]))[len(clean) :])
-    )
+def _depends_on(model: nn.Module, images: np.ndarray) -> str:
+    """What a model's answer to an image depends on beside the image."""
+    asked = asked_about(images).to(DenseEvaluator(model).device)
+    with torch.no_grad():
+        return depends_on(lambda rows: model(filled_call(asked[rows], len(rows))), len(asked) - len(STRANGERS))
 
 
-def _same(one: Tensor, other: Tensor, spread_of: Tensor | None = None) -> bool:
-    spread = (one if spread_of is None else spread_of).std().nan_to_num(0)
-    return bool(((one - other).abs() <= SAME * spread + 1e-12).all())
+def _written(model: nn.Module, clean: Tensor) -> Check:
+    """The check on whether a model leaves its input as it is."""
+    with torch.no_grad():
+        found = writes_to_input(model, filled_call(clean[:16], 16))
+    if not found:
+        return Check("writes to its input", State.PASSED, "leaves the images that it is given as they are")
+    reason = "changes the images that it is given"
+    return Check("writes to its input", State.REMEDIED, reason, "it is given copies")
 
 
 def _different(images: np.ndarray) -> np.ndarray:
@@ -182,10 +186,8 @@ def _candidates(model: nn.Module, plain: Remedies, clean: Tensor, given: _View) 
 
 def _insides(model: nn.Module, remedies: Remedies, clean: Tensor) -> int:
     """How many tensors inside the model have the shape of its answer."""
-    images = torch.zeros((16, *clean.shape[1:]), device=clean.device)
-    images[: len(clean)] = clean[:16].float() / 255
     try:
-        images = images[: 1 if remedies.alone else None].requires_grad_(True)
+        images = filled_call(clean[:16], 16)[: 1 if remedies.alone else None].requires_grad_(True)
         inside = Inside(len(images))
         answer = Searched(model, remedies).answer(images, 0 if remedies.draws else None, inside)
         return len(inside.before(answer))

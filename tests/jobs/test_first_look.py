@@ -1,0 +1,195 @@
+"""Detectors and models that misbehave, met before any search: refused in one line, or said; nothing left behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.main import main
+from workers.images import Dataset
+
+DETECTORS = """
+import os, sys
+import numpy as np
+import torch
+
+def energy(images):
+    return images.diff(dim=3).abs().flatten(1).mean(dim=1)
+
+class Detector:
+    def __init__(self, score, **more):
+        self.score = score
+        vars(self).update(more)
+
+def zscore(classifier):
+    def score(images):
+        found = energy(images)
+        return (found - found.mean()) / (found.std(correction=0) + 1e-6)
+    return Detector(score)
+
+def rank(classifier):
+    return Detector(lambda images: energy(images).argsort().argsort().float())
+
+def min_max(classifier):
+    return Detector(lambda images: (energy(images) - energy(images).min()) / energy(images).max())
+
+class Running:
+    mean = 0.0
+    def score(self, images):
+        self.mean = 0.9 * self.mean + 0.1 * energy(images).mean()
+        return energy(images) - self.mean
+
+def running(classifier):
+    return Running()
+
+class First:
+    mean = None
+    def score(self, images):
+        self.mean = energy(images).mean() if self.mean is None else self.mean
+        return energy(images) - self.mean
+
+def first_call(classifier):
+    return First()
+
+def copies(classifier):
+    def score(images):
+        same = torch.cdist(images.flatten(1), images.flatten(1)) < 1e-6
+        return energy(images) + (same.sum(dim=1) > 1)
+    return Detector(score)
+
+def nan(classifier):
+    return Detector(lambda images: energy(images) * torch.nan)
+
+def some_inf(classifier):
+    return Detector(lambda images: energy(images) / (images[:, 0, 0, 3] > 0.1))
+
+def careless(classifier):
+    return Detector(lambda images: torch.rand(len(images)))
+
+def numpy_noise(classifier):
+    return Detector(lambda images: energy(images).numpy() + np.random.rand(len(images)), differentiable=False)
+
+def wrong_shape(classifier):
+    return Detector(lambda images: energy(images)[:, None])
+
+def squeezed(classifier):
+    return Detector(lambda images: energy(images).mean())
+
+def raises(classifier):
+    def score(images):
+        raise IndexError("no such thing")
+    return Detector(score)
+
+def exits(classifier):
+    return Detector(lambda images: sys.exit(3))
+
+def repairs_by_neighbours(classifier):
+    return Detector(energy, predict=lambda images: classifier(images) - classifier(images).mean(dim=0))
+
+def repairs_to_nan(classifier):
+    return Detector(energy, predict=lambda images: classifier(images) * torch.nan)
+"""
+
+REFUSED = {
+    "zscore": "gives the same images other scores alone",
+    "rank": "gives the same images other scores alone",
+    "min_max": "gives the same images other scores alone",
+    "running": "gives the same images other scores at a second call",
+    "first_call": "gives the same images other scores when others are asked about first",
+    "copies": "gives the same images other scores among copies of it",
+    "nan": "the scores of 64 of 64 clean images are not finite numbers",
+    "some_inf": "clean images are not finite numbers",
+    "careless": "gives the same images other scores at a second call",
+    "numpy_noise": "gives the same images other scores at a second call",
+    "wrong_shape": "score must return [64], got [64, 1]",
+    "squeezed": "score must return [64], got []",
+    "raises": "no such thing",
+    "exits": "fails on images of [1, 8, 8]: 3",
+    "repairs_by_neighbours": "gives the same images other predictions alone",
+    "repairs_to_nan": "predict must return logits [16, 4], got logits that are not finite",
+}
+
+MODELS = """
+import os, sys
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, change=lambda logits: logits):
+        super().__init__()
+        self.linear = nn.Linear(64, 4)
+        with torch.no_grad():
+            self.linear.weight.copy_(torch.linspace(-1, 1, 256).sin().view(4, 64))
+        self.change = change
+    def forward(self, images):
+        return self.change(self.linear(images.flatten(1)))
+
+def net():
+    return Net()
+
+def batch_mean():
+    return Net(lambda logits: logits - logits.mean(dim=0))
+
+def draws():
+    return Net(lambda logits: logits + torch.randn(logits.shape))
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("first_look")
+    (folder / "misled_detectors.py").write_text(DETECTORS)
+    (folder / "misled_models.py").write_text(MODELS)
+    for split in ("train", "test"):
+        rng = np.random.default_rng(len(split))
+        images = rng.integers(0, 256, (100, 1, 8, 8), dtype=np.uint8)
+        data = Dataset(images, np.arange(100) % 4, split, "noise")
+        (folder / "data").mkdir(exist_ok=True)
+        np.savez(folder / "data" / f"{split}.npz", images=data.images, labels=data.labels)
+    return folder
+
+
+@pytest.fixture
+def inside(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(str(home))
+    monkeypatch.chdir(tmp_path)
+    return home
+
+
+def detect(home: Path, *detectors: str, model: str = "misled_models:net") -> list[str]:
+    flags = ["--model", model, "--data", str(home / "data"), "--foreign", "none", "--limit", "6", "--out", "out"]
+    return ["detect", *(f"misled_detectors:{name}" for name in detectors), *flags]
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_detector_is_refused_before_any_search(name: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(detect(inside, name)) == 2
+    told = capsys.readouterr()
+    assert f"misled_detectors:{name}" in told.err.splitlines()[-1]
+    assert REFUSED[name] in told.err.splitlines()[-1]
+    assert told.out == ""
+    assert not Path("out").exists()
+
+
+def test_the_same_whichever_number_of_images_is_attacked(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for limit in ("10", "20"):
+        assert main([*detect(inside, "zscore"), "--limit", limit]) == 2
+        told.append(capsys.readouterr().err)
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize(("name", "said"), [("batch_mean", "alone"), ("draws", "at a second call")])
+@pytest.mark.parametrize("command", ["detect", "transfer"])
+def test_a_model_whose_answer_is_not_the_image_s_own_is_refused(
+    name: str, said: str, command: str, inside: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = f"misled_models:{name}"
+    arguments = detect(inside, "careless", model=model)
+    if command == "transfer":
+        models = f"misled_models:net,{model}"
+        arguments = ["transfer", "--models", models, "--data", str(inside / "data"), "--out", "out"]
+    assert main(arguments) == 2
+    told = capsys.readouterr()
+    assert f"the model answers the same images differently {said}" in told.err
+    assert not Path("out").exists()
