@@ -24,6 +24,8 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 TEST_IMAGES, TEST_LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
 FILES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
+_LOOKED_AT = 100
+
 Files = Mapping[str, bytes]
 Say = Callable[[str], None]
 
@@ -87,7 +89,7 @@ def load_data(
         reference: one of `NAMES`, or the path of a file or folder (`read_dataset`).
         split: ``train`` or ``test``; None means ``test``, or all of a single file.
         layout: the order of axes of a path's images, where their shape leaves it open (`read_dataset`).
-        say: called with a line for each source tried.
+        say: called with a line for each source tried, and with a warning of images that are all but black.
 
     Raises:
         WrongInput: when the name is unknown, the path absent, or the content unusable.
@@ -95,7 +97,13 @@ def load_data(
     if reference not in NAMES:
         if not _answer(reference, Path.exists):
             raise WrongInput(f"--data {reference}: neither a file or folder nor one of {', '.join(NAMES)}")
-        return read_dataset(Path(reference), split, layout=layout)
+        dataset = read_dataset(Path(reference), split, layout=layout)
+        if dataset.images[:_LOOKED_AT].max() <= 1:
+            say(
+                f"warning: {reference}: no level of the first images is above 1, of 255; "
+                "images of 0 to 1 are stored as (255 * images).round().astype('uint8')"
+            )
+        return dataset
     if split not in (None, "train", "test"):
         raise WrongInput(f"--split must be train or test, got {split}")
     if reference == "digits":

@@ -60,6 +60,9 @@ def one_number(): return Fixed(lambda images: images.mean(dim=(1, 2, 3)))
 def maps(): return Fixed(lambda images: torch.zeros(len(images), 10, 1, 1))
 def a_dict(): return Fixed(lambda images: {"logits": torch.zeros(len(images), 10)})
 def an_output(): return Fixed(lambda images: SimpleNamespace(logits=torch.zeros(len(images), 10)))
+def in_half(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.float16))
+def in_bfloat16(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.bfloat16))
+def predictions(): return Fixed(lambda images: torch.zeros(len(images), dtype=torch.int64))
 def double(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
 def half(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()
 def naught(): return Fixed(lambda images: torch.eye(10)[0].expand(len(images), 10))
@@ -364,6 +367,9 @@ CASES = {
     f"attack fgsm --model wrong_input_models:images_back {ON}": "logits [2, classes], got [2, 1, 8, 8]",
     f"attack fgsm --model wrong_input_models:one_logit {ON}": "[-z, z]",
     f"attack fgsm --model wrong_input_models:one_number {ON}": "[-z, z]",
+    f"attack fgsm --model wrong_input_models:in_half {ON}": "32 or 64 bits, got torch.float16: call .float() on them",
+    f"attack fgsm --model wrong_input_models:in_bfloat16 {ON}": "got torch.bfloat16: call .float() on them",
+    f"attack fgsm --model wrong_input_models:predictions {ON}": "got [2]: return the logits, not the classes",
     f"attack fgsm --model wrong_input_models:maps {ON}": "[2, classes], got [2, 10, 1, 1]: return it with .flatten(1)",
     f"attack fgsm --model wrong_input_models:a_dict {ON}": "got dict: return its ['logits']",
     f"attack fgsm --model wrong_input_models:an_output {ON}": "got SimpleNamespace: return its .logits",

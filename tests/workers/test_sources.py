@@ -2,8 +2,9 @@
 
 import gzip
 import hashlib
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,8 @@ import pytest
 
 from workers import sources
 from workers.errors import WrongInput
-from workers.images import Dataset, read_idx
-from workers.sources import FILES, NAMES, NamedData, Source, cache_folder, fetch, load_data
+from workers.images import Dataset, read_dataset, read_idx
+from workers.sources import FILES, NAMES, NamedData, Source, cache_folder, fetch, is_single_file, load_data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
 
@@ -322,6 +323,46 @@ def test_load_data_reads_a_path(tmp_path: Path) -> None:
 def test_an_unknown_name_is_told_the_known_ones(reference: str) -> None:
     with pytest.raises(WrongInput, match=f"^--data {reference}: .*{', '.join(NAMES)}"):
         load_data(reference)
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Iterator[Path]:
+    """A folder that may not be looked into; root, whom none is closed to, is nobody meanwhile."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    np.savez(folder / "x.npz", images=PIXELS, labels=np.arange(4))
+    folder.chmod(0)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("question", [load_data, is_single_file, lambda path: read_dataset(Path(path), None)])
+def test_a_file_in_a_closed_folder_is_wrong_input(question: Callable[[str], object], closed: Path) -> None:
+    with pytest.raises(WrongInput, match=r"x\.npz: Permission denied$"):
+        question(str(closed / "x.npz"))
+
+
+def test_a_loop_of_links_and_a_pipe_are_no_files(tmp_path: Path) -> None:
+    (tmp_path / "loop.npz").symlink_to("loop.npz")
+    with pytest.raises(WrongInput, match="neither a file or folder nor one of"):
+        load_data(str(tmp_path / "loop.npz"))
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(WrongInput, match=r"pipe\.npz: expected a file or a folder, got something else"):
+        load_data(str(tmp_path / "pipe.npz"))
+
+
+@pytest.mark.parametrize(("highest", "warned"), [(255, False), (2, False), (1, True), (0, True)])
+def test_images_that_were_stored_as_0_to_1_are_warned_of(highest: int, warned: bool, tmp_path: Path) -> None:
+    """``(x / 255).astype(uint8)`` is all but black, and no dtype tells."""
+    np.savez(tmp_path / "x.npz", images=(PIXELS.max() == PIXELS).astype(np.uint8) * highest, labels=np.arange(4))
+    lines: list[str] = []
+    load_data(str(tmp_path / "x.npz"), say=lines.append)
+    assert len(lines) == warned
+    assert all("no level of the first images is above 1, of 255" in line for line in lines)
 
 
 @pytest.mark.parametrize("name", NAMES)

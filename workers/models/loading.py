@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from workers.errors import WrongInput
 from workers.evaluation.scores import answered
 from workers.images import Dataset
+from workers.models.answer import other_dtype, require_logits
 from workers.models.cnn import CNN
 from workers.models.exported import load_program, pack_program
 from workers.models.foreign import given_copies, prints_aside
@@ -162,22 +163,18 @@ def check_model(model: nn.Module, dataset: Dataset) -> int:
         The number of classes.
 
     Raises:
-        WrongInput: when it fails on images of this shape, does not return logits ``[n, classes]`` of two classes at
-            least, gives a finite answer to none of the first images, or has fewer classes than the labels: the first
-            row with another label is named.
+        WrongInput: when it fails on images of this shape, its answer is no logits (`require_logits`), it gives a
+            finite one to none of the first images, or has fewer classes than the labels: the first row with another
+            label is named.
     """
     images = torch.tensor(dataset.images[:2]).float().div(255)
     shape = "×".join(map(str, dataset.shape))
     try:
         with torch.no_grad():
-            logits = model(images.to(next(model.parameters(), images).device))
+            answer = model(images.to(next(model.parameters(), images).device))
     except Exception as error:  # whatever a foreign model raises, it cannot take these images
-        raise WrongInput(f"the model fails on images of {shape}: {_of_other_kind(model)}{_summary(error)}") from None
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
-        came = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise WrongInput(f"the model must return logits [{len(images)}, classes], got {came}{_instead_of(logits)}")
-    if not logits.is_floating_point():
-        raise WrongInput(f"the model must return floating-point logits, got {logits.dtype}")
+        raise WrongInput(f"the model fails on images of {shape}: {other_dtype(model)}{_summary(error)}") from None
+    logits = require_logits(answer, len(images))
     if not bool(answered(logits).any()) and not _answers_any(model, some := dataset.images[:TRIED]):
         raise WrongInput(f"the model must return finite logits: it does for none of the first {len(some)} images")
     classes = logits.shape[1]
@@ -185,30 +182,6 @@ def check_model(model: nn.Module, dataset: Dataset) -> int:
         row = int((dataset.labels >= classes).argmax())
         raise WrongInput(f"row {row} of {dataset.name}: label {dataset.labels[row]}, the model has {classes} classes")
     return classes
-
-
-def _of_other_kind(model: nn.Module) -> str:
-    """That a model's weights are not of the images' dtype, float32; empty when they are."""
-    weights = [*model.parameters(), *model.buffers()]
-    others = sorted({str(x.dtype) for x in weights if x.is_floating_point() and x.dtype != torch.float32})
-    name = ", ".join(others).replace("torch.", "")
-    return f"the model is of {name}, images are float32: call .float() on it; " if others else ""
-
-
-def _instead_of(answer: Any) -> str:
-    """What a model could return, that returned no logits ``[n, classes]``; empty when that is not known."""
-    if isinstance(answer, Tensor):
-        if answer.ndim and answer.numel() == len(answer):
-            return ": two logits are needed; a model with one logit z can answer [-z, z]"
-        whole = answer.ndim > 2 and answer[0].numel() == answer.shape[1]
-        return ": return it with .flatten(1)" if whole else ""
-    if isinstance(getattr(answer, "logits", None), Tensor):
-        return ": return its .logits"
-    parts = (
-        answer.items() if isinstance(answer, Mapping) else enumerate(answer) if isinstance(answer, tuple | list) else ()
-    )
-    key = next((key for key, part in parts if isinstance(part, Tensor) and part.ndim == 2), None)
-    return "" if key is None else f": return its [{key!r}]"
 
 
 def _answers_any(model: nn.Module, images: np.ndarray) -> bool:
