@@ -11,6 +11,7 @@ from scipy.stats import binomtest
 from analysis.curves import Difference, paired_difference, paired_rows
 from analysis.robustness import bound
 from analysis.statistics import Estimate, Rate, median
+from analysis.summary import asked_rows, failed_rows, success_rate
 
 __all__ = ["Comparison", "Paired", "compare", "to_json", "to_table"]
 
@@ -39,18 +40,22 @@ class Paired:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two searches on the rows (image and target) that both brought to an end.
+    """Two searches on the rows (image and target) that both were asked about.
+
+    Whether one is better is decided by the interval of the difference, which is no narrower than McNemar's test. With
+    several rows an image the test may tell apart what the interval does not: it counts images, whatever they gain.
 
     Attributes:
         name: at which budget; empty where there is one.
         first, second: the share of these rows that each succeeded on.
         difference: second minus first, with an interval that resamples images.
-        both, only_first, only_second, neither: rows by who succeeded.
-        p: McNemar's test, exact and two-sided (McNemar, 1947): how likely the counts of images that one and that the
-            other search does better on are to lie so far apart when neither is better. An image with one row is one of
-            `only`, one with several rows counts once, for the search that succeeded on more of them.
+        both, only_first, only_second, neither: rows by who succeeded, of those that both have an answer for.
+        unknown: rows that one of them failed on.
+        p: of these rows, McNemar's test, exact and two-sided (McNemar, 1947): how likely the counts of images that one
+            and that the other search does better on are to lie so far apart when neither is better. An image with one
+            row is one of `only`, one with several rows counts once, for the search that succeeded on more of them.
         paired: of each measured quantity; none where no image has it.
-        unpaired: rows that only one of both searched, as (first, second).
+        unpaired: rows that only one of both was asked about, as (first, second).
     """
 
     name: str
@@ -64,11 +69,12 @@ class Comparison:
     p: float
     paired: Mapping[str, Paired] = field(default_factory=dict)
     unpaired: tuple[int, int] = (0, 0)
+    unknown: int = 0
 
     @property
     def apart(self) -> Rate:
         """The rows that only one succeeded on."""
-        return Rate(self.only_first + self.only_second, self.first.total, self.first.images)
+        return Rate(self.only_first + self.only_second, self.first.total, self.first.images, self.unknown)
 
 
 def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0) -> Comparison:
@@ -81,34 +87,36 @@ def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0)
         seed: of the resampling.
 
     Raises:
-        ValueError: when fewer than two images were searched by both, or a search has a row twice.
+        ValueError: when both were asked about fewer than two images, or a search has a row twice.
     """
     difference = paired_difference(second, first, seed=seed)
     one, other = paired_rows(first, second)
-    won, also = (np.asarray(rows["success"], dtype=bool) for rows in (one, other))
+    rates = [success_rate(rows) for rows in (one, other)]
+    known = ~failed_rows(one) & ~failed_rows(other)
+    won, also = (np.asarray(rows["success"], dtype=bool) & known for rows in (one, other))
     images = one["image_id"].to_numpy()
     only_first, only_second = int((won & ~also).sum()), int((also & ~won).sum())
     better = np.sign(np.bincount(np.unique(images, return_inverse=True)[1], also.astype(int) - won))
     apart = int((better != 0).sum())
-    everyone = np.ones(len(one), dtype=bool)
     paired = {}
     for column in MEASURED:
-        chosen = everyone if column == "queries" else won & also
+        chosen = known if column == "queries" else won & also
         if column in one.column_names and column in other.column_names and chosen.any():
             values = [rows[column].to_numpy()[chosen].astype(np.float64) for rows in (one, other)]
             paired[column] = _paired(column, values[0], values[1], images[chosen])
     return Comparison(
         name=name,
-        first=Rate.of(won, images),
-        second=Rate.of(also, images),
+        first=rates[0],
+        second=rates[1],
         difference=difference,
         both=int((won & also).sum()),
         only_first=only_first,
         only_second=only_second,
-        neither=int((~won & ~also).sum()),
+        neither=int((known & ~won & ~also).sum()),
         p=float(binomtest(int((better > 0).sum()), apart).pvalue) if apart else 1.0,
         paired=paired,
-        unpaired=(_ended(first) - len(one), _ended(second) - len(one)),
+        unpaired=(len(asked_rows(first)) - len(one), len(asked_rows(second)) - len(one)),
+        unknown=int((~known).sum()),
     )
 
 
@@ -117,10 +125,6 @@ def _paired(name: str, first: np.ndarray, second: np.ndarray, images: np.ndarray
     starts = np.unique(images[order], return_index=True)[1][1:]
     of_image = np.array([np.median(part) for part in np.split((second - first)[order], starts)])
     return Paired(name, float(np.median(first)), float(np.median(second)), median(of_image), len(of_image))
-
-
-def _ended(rows: pa.Table) -> int:
-    return len(paired_rows(rows, rows)[0])
 
 
 def to_table(comparisons: "list[Comparison]") -> pa.Table:
@@ -133,7 +137,8 @@ def to_table(comparisons: "list[Comparison]") -> pa.Table:
             record |= {f"{name}_success": rate.value, f"{name}_low": low, f"{name}_high": high}
         low, high = one.difference.interval
         record |= {"difference": one.difference.value, "difference_low": low, "difference_high": high}
-        record |= {name: getattr(one, name) for name in ("both", "only_first", "only_second", "neither", "p")}
+        counts = ("both", "only_first", "only_second", "neither", "unknown", "p")
+        record |= {name: getattr(one, name) for name in counts}
         for column in MEASURED:
             found = one.paired.get(column)
             values = (found.first, found.second, found.difference.value, *found.difference.interval) if found else ()
@@ -156,6 +161,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "only_first": comparison.only_first,
         "only_second": comparison.only_second,
         "neither": comparison.neither,
+        "unknown": comparison.unknown,
         "apart": bound(comparison.apart),
         "mcnemar_p": comparison.p,
         "unpaired": {"first": comparison.unpaired[0], "second": comparison.unpaired[1]},

@@ -1,6 +1,12 @@
-"""One run in one row of numbers."""
+"""One run in one row of numbers, and which rows a rate is a share of.
 
-from collections.abc import Mapping
+The denominator of every rate over a run's rows is the rows that were asked about: those searched to an end and those
+whose search failed. A failed row has no answer (`Rate.unknown`): a search may fail on the very images that it would not
+have broken. Rows of an image that is misclassified as it is, or whose target is its own label, were not asked about. Of
+a failed row that may be unknown too; the two ends of the rate hold wherever it belongs.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +17,7 @@ import pyarrow.compute as pc
 from analysis.statistics import Rate
 from workers.results import SEARCHED, Status
 
-__all__ = ["SUMMARISED", "Summary", "searched_rows", "summarise"]
+__all__ = ["SUMMARISED", "Summary", "asked_rows", "failed_rows", "searched_rows", "success_rate", "summarise"]
 
 SUMMARISED = ("image_id", "status", "success", "l0", "l2", "linf", "queries", "seconds", "error")
 """The columns that a summary needs."""
@@ -23,11 +29,14 @@ class Summary:
 
     Attributes:
         counts: rows by status.
-        success: successes among the rows whose image was searched to an end.
+        success: of the rows asked about.
         l0, l2, linf: medians over the successes, None without any.
         queries: median over the searched rows, None without any.
         seconds: worker time in all.
         first_error: the first failed row's image and reason, None without any.
+        searched: rows searched to an end.
+        unchanged: those of them that came back as they were without success or certificate: nothing was tried on them,
+            or nothing of it kept, so that they say little of the model.
     """
 
     counts: Mapping[Status, int]
@@ -38,11 +47,39 @@ class Summary:
     queries: float | None
     seconds: float
     first_error: str | None
+    searched: int = 0
+    unchanged: int = 0
 
 
 def searched_rows(table: pa.Table) -> pa.Table:
     """Those rows of a run whose search came to an end."""
-    return table.filter(pc.is_in(table["status"].cast(pa.string()), pa.array(map(str, SEARCHED))))
+    return table.filter(_ended(table, SEARCHED))
+
+
+def asked_rows(table: pa.Table) -> pa.Table:
+    """Those rows that a run's rates are shares of: searched to an end, or failed."""
+    return table.filter(_ended(table, (*SEARCHED, Status.FAILED)))
+
+
+def failed_rows(table: pa.Table) -> np.ndarray:
+    """bool ``[n]``: the rows whose search failed, which have no answer."""
+    return np.asarray(_ended(table, (Status.FAILED,)))
+
+
+def success_rate(rows: pa.Table, hits: np.ndarray | None = None) -> Rate:
+    """The share of the rows asked about that succeeded.
+
+    Args:
+        rows: of one search at one budget; others than those asked about are left out.
+        hits: bool ``[n]``, which rows count as successes; None for those that succeeded.
+    """
+    won = np.asarray(rows["success"], dtype=bool) if hits is None else hits
+    failed, asked = failed_rows(rows), np.asarray(_ended(rows, (*SEARCHED, Status.FAILED)))
+    return Rate.of(won[asked], np.asarray(rows["image_id"])[asked], ~failed[asked])
+
+
+def _ended(table: pa.Table, statuses: Sequence[Status]) -> pa.ChunkedArray:
+    return pc.is_in(table["status"].cast(pa.string()), pa.array(map(str, statuses)))
 
 
 def summarise(table: pa.Table) -> Summary:
@@ -57,14 +94,21 @@ def summarise(table: pa.Table) -> Summary:
         broken = table.select(["image_id", "error"]).slice(row, 1).to_pylist()
     return Summary(
         counts=counts,
-        success=Rate.of(searched["success"].to_numpy(), searched["image_id"].to_numpy()),
+        success=success_rate(table),
         l0=_median(distances["l0"]),
         l2=_median(distances["l2"]),
         linf=_median(distances["linf"]),
         queries=_median(searched["queries"]),
         seconds=pc.sum(table["seconds"]).as_py() or 0.0,
         first_error=f"image {broken[0]['image_id']}: {broken[0]['error']}" if broken else None,
+        searched=len(searched),
+        unchanged=_unchanged(searched),
     )
+
+
+def _unchanged(searched: pa.Table) -> int:
+    certified = np.asarray(_ended(searched, (Status.CERTIFIED,)))
+    return int((~np.asarray(searched["success"], dtype=bool) & ~certified & (np.asarray(searched["l0"]) == 0)).sum())
 
 
 def _median(column: Any) -> float | None:

@@ -30,7 +30,7 @@ def comparison_exhibits(comparisons: Sequence[Comparison], first: str, second: s
     lines = [f"{one.name}: {_said(one)}" if one.name else _said(one) for one in comparisons]
     each = Drawing(
         "comparison-shares",
-        f"{what} of {first} and of {second} on the rows that both searched, with 95 % intervals of each alone.",
+        f"{what} of {first} and of {second} on the rows that both were asked about, with 95 % intervals of each alone.",
         _shares(comparisons, first, second, what),
     )
     apart = Drawing(
@@ -72,7 +72,7 @@ def _differences(comparisons: Sequence[Comparison]) -> "Figure":
     with styled():
         figure = new_figure(height=0.85 + 0.28 * len(comparisons))
         axes = figure.subplots()
-        value = np.array([100 * one.difference.value for one in comparisons])
+        value = np.array([50 * (one.difference.low + one.difference.high) for one in comparisons])
         ends = 100 * np.array([one.difference.interval for one in comparisons])
         around = np.abs(ends.T - value)
         axes.axvline(0, color=QUIET, linewidth=0.9)

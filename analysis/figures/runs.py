@@ -16,7 +16,7 @@ from analysis.exhibits import Drawing, Exhibit, row_key
 from analysis.figures.heat import heat_map
 from analysis.figures.style import BAD, CLASSES, STYLES, WIDTH, new_figure, styled
 from analysis.statistics import Rate, median
-from analysis.summary import searched_rows
+from analysis.summary import asked_rows, failed_rows, searched_rows, success_rate
 from workers.results import Status
 
 if TYPE_CHECKING:
@@ -47,15 +47,16 @@ _SHORT = {"l0": "L0", "l2": "L2", "linf": "L∞"}
 
 @dataclass(frozen=True, eq=False)
 class _Searches:
-    """A run at one budget, and its rows whose search came to an end."""
+    """A run at one budget, its rows that were asked about, and those of them whose search came to an end."""
 
     view: "RunView"
     label: str
+    asked: pa.Table
     rows: pa.Table
 
     @classmethod
     def of(cls, view: "RunView", label: str) -> "_Searches":
-        return cls(view, label, searched_rows(view.table))
+        return cls(view, label, asked_rows(view.table), searched_rows(view.table))
 
     @cached_property
     def successes(self) -> pa.Table:
@@ -63,7 +64,7 @@ class _Searches:
 
     @property
     def rate(self) -> Rate:
-        return Rate.of(self.rows["success"].to_numpy(), self.rows["image_id"].to_numpy())
+        return success_rate(self.asked)
 
     @property
     def targeted(self) -> bool:
@@ -85,8 +86,7 @@ def run_exhibits(runs: "Sequence[RunView]", dataset: "Dataset") -> list[Exhibit]
     searches = [each for each in map(_Searches.of, runs, _labels(runs)) if len(each.rows)]
     if not searches:
         return []
-    last = {each.view.place: each for each in searches}
-    largest = list(last.values())  # at its largest budget each run has searched the hardest
+    largest = _most_successful(searches)
     classes = int(dataset.labels.max()) + 1
     exhibits = [
         _source_target([each for each in searches if each.targeted], largest, classes),
@@ -97,6 +97,20 @@ def run_exhibits(runs: "Sequence[RunView]", dataset: "Dataset") -> list[Exhibit]
         *(_vulnerable_pixels(each, dataset) for each in largest),
     ]
     return [exhibit for exhibit in exhibits if exhibit is not None]
+
+
+def _most_successful(searches: Sequence[_Searches]) -> list[_Searches]:
+    """Each run at the budget at which most succeeded, of several such the largest.
+
+    The largest of all where a search keeps what a smaller budget found; where each budget is searched by itself a
+    larger one may break less.
+    """
+    best: dict[Any, _Searches] = {}
+    for each in searches:
+        before = best.get(each.view.place)
+        if before is None or len(each.successes) >= len(before.successes):
+            best[each.view.place] = each
+    return list(best.values())
 
 
 def _labels(runs: "Sequence[RunView]") -> list[str]:
@@ -120,11 +134,11 @@ def _source_target(searches: Sequence[_Searches], largest: Sequence[_Searches], 
         return None
     drawings, records, findings = [], [], []
     for each in searches:
-        matrix = source_target_matrix(each.rows)
+        matrix = source_target_matrix(each.asked)
         size = max(classes, len(matrix.totals))
-        matrix = source_target_matrix(each.rows, size)
+        matrix = source_target_matrix(each.asked, size)
         for source, target in np.argwhere(matrix.totals > 0).tolist():
-            rate = Rate(int(matrix.successes[source, target]), int(matrix.totals[source, target]))
+            rate = matrix.rate(source, target)
             share = float(matrix.features[source, target])
             cell = {"source": source, "target": target, **_rate(rate, "searches")}
             records.append(each.named | cell | {"changed": None if np.isnan(share) else share})
@@ -134,7 +148,8 @@ def _source_target(searches: Sequence[_Searches], largest: Sequence[_Searches], 
         figure = heat_map(matrix.rates, names, names, row_axis="source: label", column_axis="target")
         caption = f"{each.label}: searches that reached the target, in per cent, by the image's label and the target."
         drawings.append(Drawing(f"source-target-{each.view.key}", caption, figure))
-        findings.append(f"{each.label} reaches {each.rate}{_extremes(matrix.successes, matrix.totals)}")
+        known = np.where(matrix.failed > 0, 0, matrix.totals)
+        findings.append(f"{each.label} reaches {each.rate}{_extremes(matrix.successes, known)}")
     kinds = {"source": pa.int64(), "target": pa.int64(), **_RATE("searches"), "changed": pa.float64()}
     return Exhibit(
         "source-target",
@@ -152,18 +167,20 @@ def _label_prediction(searches: Sequence[_Searches], largest: Sequence[_Searches
     drawings, records, findings = [], [], []
     for each in searches:
         label, prediction = each.successes["label"].to_numpy(), each.successes["adversarial_prediction"].to_numpy()
-        searched = each.rows["label"].to_numpy()
-        size = max(classes, int(max(searched.max(), prediction.max(initial=0))) + 1)
+        asked, failed = each.asked["label"].to_numpy(), failed_rows(each.asked)
+        size = max(classes, int(max(asked.max(), prediction.max(initial=0))) + 1)
         counts = np.zeros((size, size), np.int64)
         np.add.at(counts, (label, prediction), 1)
-        totals = np.repeat(np.bincount(searched, minlength=size)[:, None], size, axis=1)
+        totals = np.repeat(np.bincount(asked, minlength=size)[:, None], size, axis=1)
+        unknown = np.bincount(asked[failed], minlength=size)
         for source, target in np.argwhere(counts > 0).tolist():
-            rate = Rate(int(counts[source, target]), int(totals[source, target]))
+            rate = Rate(int(counts[source, target]), int(totals[source, target]), unknown=int(unknown[source]))
             records.append(each.named | {"label": source, "prediction": target, **_rate(rate, "searches")})
         if each not in largest or not len(label):
             continue
         names = [str(name) for name in range(size)]
         np.fill_diagonal(totals, 0)
+        totals[unknown > 0] = 0  # of such a label no share is known
         shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
         figure = heat_map(shares, names, names, row_axis="label", column_axis="prediction of the adversarial image")
         caption = (
@@ -281,7 +298,7 @@ def _queries_of(each: _Searches) -> str:
 def _curve(each: _Searches, most: int) -> list[tuple[int, Rate]]:
     """Success at budgets from 1 to the most that was spent, evenly on a log axis."""
     budgets = np.unique(np.geomspace(1, most, 50).round().astype(np.int64)).tolist()
-    return list(zip(budgets, success_by_queries(each.rows, budgets), strict=True))
+    return list(zip(budgets, success_by_queries(each.asked, budgets), strict=True))
 
 
 def _by_budget(searches: Sequence[_Searches]) -> Exhibit | None:
@@ -295,8 +312,7 @@ def _by_budget(searches: Sequence[_Searches]) -> Exhibit | None:
         for each in run:
             budget = {"parameter": each.view.attack.BUDGET, "value": float(_budget(each))}
             records.append(each.named | budget | _rate(each.rate, "searches"))
-        first, last = run[0], run[-1]
-        lines.append(f"{first.label} {first.rate}, {last.label} {last.rate}")
+        lines.append(_over_budgets(run))
     drawings: list[Drawing] = []
     for axis, runs in groups.items():
         for some in _by(len(STYLES), runs):
@@ -311,6 +327,15 @@ def _by_budget(searches: Sequence[_Searches]) -> Exhibit | None:
         _table(records, {"parameter": pa.string(), "value": pa.float64(), **_RATE("searches")}),
         [*_together(flat), *_small(flat)],
     )
+
+
+def _over_budgets(run: Sequence[_Searches]) -> str:
+    """The least and the largest budget in words, and the one that breaks most where it is neither."""
+    told = [run[0], run[-1]]
+    most = max(run, key=lambda each: len(each.successes))
+    if len(most.successes) > max(len(each.successes) for each in told):
+        told.insert(1, most)
+    return ", ".join(f"{each.label} {each.rate}" + ", the most" * (len(told) > 2 and each is most) for each in told)
 
 
 def _budget_figure(runs: Sequence[Sequence[_Searches]], axis: str) -> "Figure":
@@ -403,7 +428,10 @@ def _distances(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> E
     kinds |= dict.fromkeys(("median", "median_low", "median_high", "decile", "last_decile"), pa.float64())
     notes = [f"{each.label} rests on {len(each.successes)} successes." for each in found if len(each.successes) < FEW]
     if any(len(several) > 1 for several in _several(searches)):
-        notes.append("Of a run at several budgets the largest is drawn; the table has all.")
+        notes.append(
+            "Of a run at several budgets the one with most successes is drawn, of several such the largest; the table "
+            "has all."
+        )
     return Exhibit(
         "distances",
         "How far the successes lie",
@@ -486,7 +514,8 @@ def _vulnerable_pixels(each: _Searches, dataset: "Dataset") -> Exhibit | None:
         figure = _single_maps(rows, maps[picked].reshape(-1, height, width), dataset)
         drawings.append(Drawing(f"{key}-images", caption, figure))
     status = each.rows["status"].cast(pa.string()).to_pylist()
-    certified, wanted = (replace(each.rate, hits=count) for count in (status.count(str(Status.CERTIFIED)), len(broken)))
+    certified = replace(each.rate, hits=status.count(str(Status.CERTIFIED)), unknown=0)
+    wanted = replace(each.rate, hits=len(broken))
     goal = "the target" if each.targeted else "another class"
     finding = (
         f"{each.label}: some change leads to {goal} on {wanted}, and it is certified that none does on {certified}"
@@ -546,12 +575,14 @@ def _fading(colour: str) -> LinearSegmentedColormap:
 
 
 def _RATE(of: str) -> dict[str, pa.DataType]:  # noqa: N802
-    return {"successes": pa.int64(), of: pa.int64(), **dict.fromkeys(("rate", "low", "high"), pa.float64())}
+    counts = dict.fromkeys(("successes", of, "failed"), pa.int64())
+    return {**counts, **dict.fromkeys(("rate", "low", "high"), pa.float64())}
 
 
 def _rate(rate: Rate, of: str) -> dict[str, Any]:
     low, high = rate.interval or (None, None)
-    return {"successes": rate.hits, of: rate.total, "rate": rate.value, "low": low, "high": high}
+    counts = {"successes": rate.hits, of: rate.total, "failed": rate.unknown}
+    return {**counts, "rate": rate.value, "low": low, "high": high}
 
 
 def _table(records: Sequence[Mapping[str, Any]], kinds: Mapping[str, pa.DataType]) -> pa.Table:
@@ -579,7 +610,7 @@ def _number(value: float) -> str:
 
 
 def _small(searches: Sequence[_Searches]) -> list[str]:
-    few = dict.fromkeys(f"{each.label} has {len(each.rows)} searches" for each in searches if len(each.rows) < FEW)
+    few = dict.fromkeys(f"{each.label} has {len(each.asked)} searches" for each in searches if len(each.asked) < FEW)
     return [f"{'; '.join(few)}: few to conclude from."] if few else []
 
 

@@ -13,7 +13,7 @@ from analysis.statistics import Rate
 def searched(seed: int, ids: list[int], targets: list[int | None], chance: float) -> pa.Table:
     rng, count = np.random.default_rng(seed), len(ids)
     success = rng.random(count) < chance
-    status = np.where(success, "success", "exhausted")
+    status = np.where(success, "success", "exhausted").astype(object)
     status[:2] = "already_wrong", "failed"
     success[:2] = False
     return pa.table(
@@ -38,21 +38,29 @@ def test_against_a_loop(targeted: bool) -> None:
     sides = []
     for table in (first, second):
         rows = table.to_pylist()
-        sides.append({(r["image_id"], r["target"]): r for r in rows if r["status"] in ("success", "exhausted")})
+        sides.append({(r["image_id"], r["target"]): r for r in rows if r["status"] != "already_wrong"})
     keys = sorted(sides[0].keys() & sides[1].keys(), key=str)
-    pairs = [(sides[0][key], sides[1][key]) for key in keys]
+    beside = [(sides[0][key], sides[1][key]) for key in keys]
+    pairs = [pair for pair in beside if "failed" not in (pair[0]["status"], pair[1]["status"])]
+    unknown = len(beside) - len(pairs)
+    assert found.unknown == unknown
     assert found.unpaired == (len(sides[0]) - len(keys), len(sides[1]) - len(keys))
     counts = [sum((a["success"], b["success"]) == outcome for a, b in pairs) for outcome in
               ((True, True), (True, False), (False, True), (False, False))]  # fmt: skip
     assert [found.both, found.only_first, found.only_second, found.neither] == counts
     count = len({key[0] for key in keys}) if targeted else None
-    assert found.first == Rate(counts[0] + counts[1], len(keys), count)
-    assert found.second == Rate(counts[0] + counts[2], len(keys), count)
-    assert found.apart == Rate(counts[1] + counts[2], len(keys), count)
-    assert found.difference.value == pytest.approx((counts[2] - counts[1]) / len(keys))
-    assert found.difference.interval[0] <= found.difference.value <= found.difference.interval[1]
-    images = {key[0] for key in keys}
-    assert found.difference.images == len(images)
+    hits = [sum(pair[side]["success"] for pair in beside) for side in (0, 1)]
+    failed = [sum(pair[side]["status"] == "failed" for pair in beside) for side in (0, 1)]
+    assert found.first == Rate(hits[0], len(keys), count, failed[0])
+    assert found.second == Rate(hits[1], len(keys), count, failed[1])
+    assert found.apart == Rate(counts[1] + counts[2], len(keys), count, unknown)
+    assert found.difference.low == pytest.approx((hits[1] - hits[0] - failed[0]) / len(keys))
+    assert found.difference.high == pytest.approx((hits[1] + failed[1] - hits[0]) / len(keys))
+    assert (found.difference.value is None) == (unknown > 0)
+    assert found.difference.interval[0] <= found.difference.low <= found.difference.high
+    assert found.difference.high <= found.difference.interval[1]
+    assert found.difference.images == len({key[0] for key in keys})
+    images = {a["image_id"] for a, _ in pairs}
     gains = {image: sum(b["success"] - a["success"] for a, b in pairs if a["image_id"] == image) for image in images}
     better = [sum(gain < 0 for gain in gains.values()), sum(gain > 0 for gain in gains.values())]
     assert targeted or better == counts[1:3]
@@ -85,7 +93,7 @@ def test_swapped_it_turns_around() -> None:
     one, other = compare(first, second), compare(second, first)
     assert one.p == other.p
     assert (one.only_first, one.only_second) == (other.only_second, other.only_first)
-    assert one.difference.value == -other.difference.value
+    assert (one.difference.low, one.difference.high) == (-other.difference.high, -other.difference.low)
     assert one.paired["l2"].difference.value == pytest.approx(-other.paired["l2"].difference.value)
 
 
@@ -93,7 +101,7 @@ def test_without_a_success_there_are_no_distances() -> None:
     none = searched(6, list(range(20)), [None] * 20, 0)
     found = compare(none, none)
     assert set(found.paired) == {"queries"}
-    assert (found.p, found.neither) == (1.0, 18)
+    assert (found.p, found.neither, found.unknown) == (1.0, 18, 1)
     assert to_table([found]).to_pylist()[0]["l2_difference"] is None
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from analysis.curves import paired_difference, success_by_queries
 from tests.conftest import random_images, random_model
@@ -31,7 +31,8 @@ S, E, C = Status.SUCCESS, Status.EXHAUSTED, Status.CERTIFIED
 def test_success_by_queries_by_hand() -> None:
     table = rows([S, S, S, E, C, Status.ALREADY_WRONG, Status.SKIPPED, Status.FAILED], [1, 10, 11, 10, 5, 0, 0, 0])
     found = success_by_queries(table, [0, 1, 9, 10, 11, 1000])
-    assert [(rate.hits, rate.total) for rate in found] == [(0, 5), (1, 5), (1, 5), (2, 5), (3, 5), (3, 5)]
+    assert [(rate.hits, rate.total) for rate in found] == [(0, 6), (1, 6), (1, 6), (2, 6), (3, 6), (3, 6)]
+    assert {rate.unknown for rate in found} == {1}
 
 
 def test_success_by_queries_equals_searches_with_those_budgets() -> None:
@@ -51,11 +52,47 @@ def test_paired_difference_by_hand() -> None:
     first = rows([S, S, S, E, S, Status.FAILED], [5, 5, 50, 9, 5, 0], ids=[3, 1, 2, 0, 9, 4])
     second = rows([E, S, S, S, S], [9, 9, 9, 9, 5], ids=[1, 3, 2, 0, 4])
     found = paired_difference(first, second, queries=10)
-    assert found.images == 4  # 0 to 3: image 9 is missing from the second, image 4 was not searched by the first
-    assert found.value == (0 + 1 - 1 - 1) / 4  # image 3 both, 1 the first alone, 2 and 0 the second alone
-    assert found.interval[0] <= found.value <= found.interval[1]
-    assert paired_difference(first, second, queries=60).value == (0 + 1 + 0 - 1) / 4
-    assert str(found).startswith("-25.0 points (")
+    assert found.images == 5  # 0 to 4: image 9 is missing from the second
+    # image 3 both, 1 the first alone, 2 and 0 the second alone; 4 failed, the second succeeded on it
+    assert (found.low, found.high, found.value) == ((0 + 1 - 1 - 1 - 1) / 5, (0 + 1 - 1 - 1 + 0) / 5, None)
+    assert found.interval[0] <= found.low
+    assert found.high <= found.interval[1]
+    late = paired_difference(first, second, queries=60)
+    assert (late.low, late.high) == ((0 + 1 + 0 - 1 - 1) / 5, (0 + 1 + 0 - 1 + 0) / 5)
+    assert str(found).startswith("-40.0 to -20.0 points (")
+    turned = paired_difference(second, first, queries=10)
+    assert (turned.low, turned.high) == (-found.high, -found.low)
+    answered = [
+        table.filter(pa.array([image != 4 for image in table["image_id"].to_pylist()])) for table in (first, second)
+    ]
+    assert paired_difference(*answered, queries=10).value == (0 + 1 - 1 - 1) / 4
+    assert str(paired_difference(*answered, queries=10)).startswith("-25.0 points (")
+
+
+@pytest.mark.parametrize("targets", [1, 4])
+def test_an_interval_without_0_never_stands_beside_an_exact_test_that_sees_nothing(targets: int) -> None:
+    rng, clear = np.random.default_rng(90 + targets), 0
+    for trial in range(60):
+        count = int(rng.integers(4, 40))
+        ids, towards = np.repeat(np.arange(count), targets).tolist(), list(range(targets)) * count
+        chances = rng.random(2)
+        sides = [
+            rows([S if hit else E for hit in rng.random(count * targets) < chance], [1] * count * targets, ids, towards)
+            for chance in chances
+        ]
+        found = paired_difference(*sides, seed=trial)
+        won = [np.reshape([status == S for status in side["status"].to_pylist()], (count, targets)) for side in sides]
+        better = np.sign(won[0].sum(1) - won[1].sum(1))
+        apart = int((better != 0).sum())
+        p = binomtest(int((better > 0).sum()), apart).pvalue if apart else 1
+        assert found.value is not None
+        assert found.interval[0] <= found.value <= found.interval[1]
+        if found.interval[0] > 0 or found.interval[1] < 0:
+            assert p < 0.05
+            clear += 1
+        elif targets == 1:
+            assert p > 0.01
+    assert 10 < clear < 60
 
 
 def test_paired_interval_has_the_quantiles_of_the_exact_bootstrap() -> None:

@@ -1,9 +1,11 @@
 """The source–target matrix against a loop over the rows."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from analysis.matrix import source_target_matrix
+from analysis.statistics import Rate
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers.attacks import JSMA
@@ -26,6 +28,7 @@ def test_equals_a_loop_over_rows() -> None:
             if row["success"]:
                 successes[row["label"], row["target"]] += 1
                 shares.setdefault((row["label"], row["target"]), []).append(row["l0_features"] / images[0].size)
+    assert not matrix.failed.any()
     assert totals.sum() == 11 * (classes - 1)
     assert 0 < successes.sum() < totals.sum()
     assert np.array_equal(matrix.totals, totals)
@@ -40,6 +43,21 @@ def test_equals_a_loop_over_rows() -> None:
             assert matrix.features[cell] == pytest.approx(np.mean(shares[cell]), abs=1e-12)
         else:
             assert np.isnan(matrix.features[cell])
+
+
+def test_a_failed_search_leaves_its_cell_between_two_ends() -> None:
+    table = pa.table(
+        {
+            "image_id": [0, 1, 2, 3], "label": [0, 0, 0, 1], "target": [1, 1, 1, 0],
+            "status": ["success", "exhausted", "failed", "failed"], "success": [True, False, False, False],
+            "l0_features": [2, 0, 0, 0], "shape": [[1, 2, 2], [1, 2, 2], None, None],
+        }
+    )  # fmt: skip
+    matrix = source_target_matrix(table)
+    assert matrix.rate(0, 1) == Rate(1, 3, unknown=1)
+    assert matrix.rate(1, 0) == Rate(0, 1, unknown=1)
+    assert np.isnan(matrix.rates).all()
+    assert matrix.features[0, 1] == 0.5
 
 
 def test_rows_without_a_target_are_left_out() -> None:
