@@ -45,9 +45,9 @@ class SearchMetrics:
         """Adds a finished shard."""
         for counter, amount in (
             (self._rows, summary.rows),
-            (self._searched, summary.searched),
-            (self._successes, summary.successes),
-            (self._failed, summary.failed),
+            (self._searched, summary.all.searched),
+            (self._successes, summary.all.successes),
+            (self._failed, summary.all.failed),
             (self._queries, summary.queries),
             (self._busy, summary.seconds),
         ):

@@ -20,7 +20,6 @@ from jobs.typed import word
 from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
-from workers.remedies.checks import State
 from workers.remedies.remedies import NONE
 from workers.results import Status
 
@@ -125,11 +124,8 @@ def _command(kind: type[Attack]) -> Any:
                 retry_failed=retry_failed,
                 probe=probe,
             )
-        for check in probe.checks:
-            if check.state == State.REMEDIED and as_given:
-                say(f"{check.name}: found, and not remedied (--as-given): {check.reason}")
-            elif check.state != State.PASSED:
-                say(str(check))
+        for sentence in probe.told(remedies):
+            say(sentence)
         print(f"results in {place}; check them with: brittle verify {place}")
         failed = max(summary.counts.get(Status.FAILED, 0) for summary in summaries)
         if failed:

@@ -615,8 +615,8 @@ class _Live:
 
         if summary is not None:
             if self._all_new:
-                self._wrong += summary.rows - summary.searched - summary.failed
-            self._successes += summary.successes
+                self._wrong += summary.rows - summary.all.searched - summary.all.failed
+            self._successes += summary.all.successes
             self._queries += summary.queries
         evaluation = self._evaluation
         self.ended = evaluation.budget.spent(self._queries, evaluation.seconds)

@@ -23,7 +23,7 @@ from jobs.exits import Interrupted
 from jobs.frozen import require_same
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
-from workers.actor import ShardSummary, SharedModel
+from workers.actor import Outcome, ShardSummary, SharedModel
 from workers.attacks.attack import Attack
 from workers.budgets import Number, in_levels
 from workers.errors import StorageError, WrongInput
@@ -333,7 +333,7 @@ class _Launch:
 
     def _search(self, plan: Plan, left: Completion, pool: SearchPool, model: SharedModel) -> None:
         total, budgets = left.rows_left, len(plan.params_hashes)
-        tally = _Tally(self.attacks, [0] * budgets, [0] * budgets)
+        tally = _Tally(self.attacks, [Outcome()] * budgets)
         metrics = SearchMetrics(self.attacks[0].NAME, self.folder.place.name)
         title = self.title if total == plan.rows else f"{self.title} (resumed, {plan.rows - total} rows done before)"
         try:
@@ -350,7 +350,7 @@ class _Launch:
                             say(f"shard {shard} failed, its rows are searched one by one: {reason}")
                         case Lost(work, reason):
                             rows = budgets
-                            tally.failed += budgets
+                            tally.lose()
                             image = plan.ids[plan.span(work.shard)][work.row]
                             say(f"image {image} ({work}) is given up: {reason}")
                     metrics.workers(len(pool.actors))
@@ -369,38 +369,40 @@ class _Launch:
 
 @dataclass
 class _Tally:
-    """What the shards of this start add up to; searched rows and successes at each budget."""
+    """What the shards of this start add up to, the rows at each budget."""
 
     attacks: Sequence[Attack]
-    searched: list[int]
-    successes: list[int]
-    failed: int = 0
+    outcomes: list[Outcome]
     queries: int = 0
     seconds: float = 0
 
     def add(self, summary: ShardSummary) -> None:
-        for at, (searched, successes) in enumerate(summary.at_budgets):
-            self.searched[at] += searched
-            self.successes[at] += successes
-        self.failed += summary.failed
+        self.outcomes = [mine.plus(more) for mine, more in zip(self.outcomes, summary.outcomes, strict=True)]
         self.queries += summary.queries
         self.seconds += summary.seconds
 
+    def lose(self) -> None:
+        """Adds a row at each budget that is given up."""
+        self.outcomes = [mine.plus(Outcome(failed=1)) for mine in self.outcomes]
+
     def figures(self, workers: int) -> str:
-        """In a few words; nothing while no shard is done."""
+        """In a few words, the success at each budget; nothing while no shard is done."""
+        failed = sum(one.failed for one in self.outcomes)
         if not self.seconds:
-            return f"{self.failed} failed" if self.failed else ""
-        rate = f"success {self._rates()}" if all(self.searched) else "nothing searched"
-        broken = f", {self.failed} failed" if self.failed else ""
+            return f"{failed} failed" if failed else ""
+        rate = f"success {self._rates()}" if any(x.searched + x.failed for x in self.outcomes) else "nothing searched"
+        broken = f", {failed} failed" if failed else ""
         return f"{rate}, {_short(workers * self.queries / self.seconds)} queries/s{broken}"
 
     def _rates(self) -> str:
         """The rate at each budget; of many, at the first and the last."""
-        rates = [f"{hits / of:.1%}" for hits, of in zip(self.successes, self.searched, strict=True)]
+        from analysis.statistics import Rate
+
+        rates = [Rate(x.successes, x.searched + x.failed, unknown=x.failed).share for x in self.outcomes]
         if len(rates) == 1:
             return rates[0]
         said = [f"{rate} at {attack.budget}" for rate, attack in zip(rates, self.attacks, strict=True)]
-        return ", ".join(said) if len(said) <= 3 else f"{said[0]} to {said[-1]}"
+        return ", ".join(said) if len(said) <= 3 else f"{said[0]}, …, {said[-1]}"
 
 
 def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
@@ -409,6 +411,8 @@ def sentence(attack: Attack, target: str | None, summary: "Summary") -> str:
     text = f"{attack.title} {goal}: success {summary.success}"
     if summary.success.hits:
         text += f", medians L0 {summary.l0:g}, L2 {summary.l2:.3g}, L∞ {in_levels(summary.linf or 0)}"
+    if summary.unchanged:
+        text += f"; {summary.unchanged} of {summary.searched} came back unchanged"
     others = [f"{n} {s}" for s, n in summary.counts.items() if s not in ("success", "exhausted")]
     return "; ".join([text, *others])
 

@@ -95,6 +95,15 @@ class RecordedRun:
         except TypeError as error:
             raise self._stranger(error) from None
 
+    @property
+    def checks(self) -> list[str]:
+        """What was found out about the model and what was done about it in this run, a sentence each.
+
+        Raises:
+            WrongInput: when that is of another version.
+        """
+        return self.probe.told(self.remedies)
+
     def _stranger(self, error: Exception) -> WrongInput:
         return WrongInput(f"{self.folder.place}: its run.json has remedies or checks that are not here: {error}")
 

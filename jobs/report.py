@@ -20,13 +20,13 @@ from jobs.typed import flags, word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
-from workers.remedies.checks import State
 from workers.remedies.remedies import NONE
 from workers.results import Status
 
 if TYPE_CHECKING:
     from analysis.exhibits import Exhibit
     from analysis.run_view import RunView
+    from analysis.summary import Summary
 
 __all__ = ["app", "run_views", "write_files", "write_page"]
 
@@ -42,16 +42,20 @@ app = App(
 
 
 @app.default
-def report(runs: list[str], /, *, out: Path = Path("page.html"), open: bool = False, files: Path | None = None) -> int:
+def report(runs: list[str], /, *, out: Path | None = None, open: bool = False, files: Path | None = None) -> int:
     """
     Args:
         runs: Folders of runs, or their URIs; all of one model and one data set.
-        out: The page.
+        out: The page; page.html, where there is none yet, if not given.
         open: Show it in the browser.
         files: Folder for its figures as PNG and SVG and its tables as Parquet and CSV.
     """
     from analysis.figures.runs import run_exhibits
 
+    if out is None:
+        out = Path("page.html")
+        if out.exists():
+            raise WrongInput(f"{out}: is there already; --out {out} writes over it, --out NAME elsewhere")
     recorded = open_runs([Place.of(run) for run in runs])
     require_one_subject(recorded)
     if files is not None:
@@ -160,7 +164,7 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
             target=run.plan.frozen["target"],
             planned=len(run.plan.ids),
             table=table,
-            checks=[str(check) for check in run.probe.checks if check.state != State.PASSED],
+            checks=run.checks,
             by_products=beside,
             command=_command(run),
             command_of_row=_command_of_row(run),
@@ -176,18 +180,27 @@ def _findings(views: "Sequence[RunView]") -> list[str]:
     from analysis.summary import summarise
 
     found = [(view, summarise(view.table)) for view in views]
-    searched = [(view, summary) for view, summary in found if summary.success.total]
+    searched = [(view, summary) for view, summary in found if summary.searched]
     if not searched:
         return ["No image was searched to an end"]
     strongest, summary = max(searched, key=lambda each: each[1].success.low or 0)
-    most = "" if len(searched) == 1 else ", the most of these attacks"
-    sentences = [f"{strongest.title}: success on {summary.success}{most}"]
+    sentences = [f"{strongest.title}: success on {summary.success}{_rank(summary, [each for _, each in searched])}"]
     for view, summary in searched:
         if certified := summary.counts.get(Status.CERTIFIED):
             rate = replace(summary.success, hits=certified, unknown=0)
             sentences.append(f"{view.title}: it is certified that no change of its space succeeds on {rate}")
         sentences += [f"{view.title}: {said}" for said in reservations(view.table, view.by_products)]
     return sentences
+
+
+def _rank(strongest: "Summary", searched: "Sequence[Summary]") -> str:
+    """What is sure of the strongest beside others: that it succeeds most, or as often as some; empty where neither."""
+    least = strongest.success.low or 0
+    others = [each.success for each in searched if each is not strongest]
+    if not others or any((rate.high or 0) > least for rate in others):
+        return ""
+    same = sum(rate.high == least for rate in others)
+    return ", the most of these attacks" + f", as {same} more" * (same > 0)
 
 
 def _command(run: RecordedRun) -> str:

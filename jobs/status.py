@@ -63,6 +63,8 @@ def tell(name: str, recorded: RecordedRun) -> None:
             print(f"the first failure: {summary.first_error}")
         for said in reservations(table, beside):
             print(said)
+    for check in recorded.checks:
+        print(check)
 
 
 if __name__ == "__main__":

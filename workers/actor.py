@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from workers.models.loading import ModelRecipe
     from workers.results import SearchResult
 
-__all__ = ["Introduction", "SearchActor", "Shard", "ShardSummary", "SharedModel", "WorkerBroken"]
+__all__ = ["Introduction", "Outcome", "SearchActor", "Shard", "ShardSummary", "SharedModel", "WorkerBroken"]
 
 
 MEMORY_SHARE = 0.5
@@ -102,32 +103,44 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What rows came to.
+
+    Attributes:
+        searched: rows whose image was searched to an end.
+        successes: rows with status ``success``.
+        failed: rows with status ``failed``.
+    """
+
+    searched: int = 0
+    successes: int = 0
+    failed: int = 0
+
+    def plus(self, other: "Outcome") -> "Outcome":
+        """Of both together."""
+        return Outcome(self.searched + other.searched, self.successes + other.successes, self.failed + other.failed)
+
+
+@dataclass(frozen=True)
 class ShardSummary:
     """What the driver hears of a finished shard; the rows stay in the part.
 
     Attributes:
         rows: how many rows the part has.
-        at_budgets: at each budget the rows whose image was searched to an end, and those with status ``success``.
-        failed: rows with status ``failed``.
+        outcomes: of the rows at each of the attack's budgets, in their order.
         queries: model evaluations.
         seconds: wall time in the actor.
     """
 
     rows: int
-    at_budgets: tuple[tuple[int, int], ...]
-    failed: int
+    outcomes: tuple[Outcome, ...]
     queries: int
     seconds: float
 
     @property
-    def searched(self) -> int:
-        """Rows whose image was searched to an end."""
-        return sum(searched for searched, _ in self.at_budgets)
-
-    @property
-    def successes(self) -> int:
-        """Rows with status ``success``."""
-        return sum(successes for _, successes in self.at_budgets)
+    def all(self) -> Outcome:
+        """Of the rows at all budgets."""
+        return reduce(Outcome.plus, self.outcomes)
 
 
 class SearchActor:
@@ -219,20 +232,17 @@ class SearchActor:
         if beside:  # first, so that a part that is there has them
             write_part(pa.concat_tables(beside, promote_options="default"), shard.by_products)
         write_part(table, shard.part)
-        status = np.concatenate([result.status for result in results])
-        by_budget = [
-            np.concatenate([result.status for result in results if result.params_hash == name]) for name in order
-        ]
+        outcomes = dict.fromkeys(order, Outcome())
+        for result in results:
+            counts = (np.isin(result.status, found).sum() for found in (SEARCHED, [Status.SUCCESS], [Status.FAILED]))
+            outcomes[result.params_hash] = outcomes[result.params_hash].plus(Outcome(*map(int, counts)))
         summary = ShardSummary(
-            rows=len(status),
-            at_budgets=tuple(
-                (int(np.isin(each, SEARCHED).sum()), int((each == Status.SUCCESS).sum())) for each in by_budget
-            ),
-            failed=int((status == Status.FAILED).sum()),
+            rows=len(table),
+            outcomes=tuple(outcomes.values()),
             queries=int(sum(result.queries.sum() for result in results)),
             seconds=time.perf_counter() - started,
         )
-        log.info("%s: %d rows in %.1f s, %d successes", shard.title, len(status), summary.seconds, summary.successes)
+        log.info("%s: %d rows in %.1f s, %d successes", shard.title, len(table), summary.seconds, summary.all.successes)
         return summary
 
     def _built(self, shared: SharedModel) -> "nn.Module":

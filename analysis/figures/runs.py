@@ -229,7 +229,8 @@ def _cells(records: Sequence[Mapping[str, Any]], what: str) -> list[str]:
     counts = [record[what] for record in records]
     if not counts or min(counts) >= FEW:
         return []
-    return [f"A cell rests on {min(counts)} to {max(counts)} {what}: read it with its interval, in the table."]
+    of = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
+    return [f"A cell rests on {of} {what}: read it with its interval, in the table."]
 
 
 # Success against what is spent and what is allowed
@@ -408,7 +409,7 @@ def _distances(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> E
             records.append(
                 each.named
                 | {"norm": norm, "successes": len(values), "median": middle.value}
-                | dict(zip(("median_low", "median_high"), middle.interval, strict=True))
+                | dict(zip(("median_low", "median_high"), _finite(middle.interval), strict=True))
                 | dict(zip(("decile", "last_decile"), map(float, np.quantile(values, [0.1, 0.9])), strict=True))
             )
     drawings = []
@@ -426,7 +427,11 @@ def _distances(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> E
 
     kinds = {"norm": pa.string(), "successes": pa.int64()}
     kinds |= dict.fromkeys(("median", "median_low", "median_high", "decile", "last_decile"), pa.float64())
-    notes = [f"{each.label} rests on {len(each.successes)} successes." for each in found if len(each.successes) < FEW]
+    notes = [
+        f"{each.label} rests on {_counted(len(each.successes), 'success')}."
+        for each in found
+        if len(each.successes) < FEW
+    ]
     if any(len(several) > 1 for several in _several(searches)):
         notes.append(
             "Of a run at several budgets the one with most successes is drawn, of several such the largest; the table "
@@ -440,6 +445,11 @@ def _distances(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> E
         _table(records, kinds),
         notes,
     )
+
+
+def _finite(interval: tuple[float, float]) -> tuple[float | None, ...]:
+    """The ends of an interval; None for one that a single value leaves open."""
+    return tuple(end if np.isfinite(end) else None for end in interval)
 
 
 def _distance_figure(
@@ -594,6 +604,10 @@ def _log_axis(axes: "Axes") -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}" + ("es" if what.endswith("s") else "s") * (count != 1)
 
 
 def _by(size: int, things: Sequence[Any]) -> Iterator[Sequence[Any]]:

@@ -81,6 +81,8 @@ def render(
             }
         ),
         sheets=listing.sheets,
+        carried=_several(runs, carries=True),
+        apart=_several(runs, carries=False),
         accuracy=Rate(int(correct.sum()), len(correct)),
         model=Path(recipe.reference).name,
         model_hash=recipe.content_hash[:12],
@@ -90,6 +92,12 @@ def render(
         command=command,
         Status=Status,
     )
+
+
+def _several(runs: Sequence[RunView], *, carries: bool) -> list[str]:
+    """Names of the runs at several budgets whose attack keeps, or does not keep, what a smaller budget found."""
+    count = Counter(run.name for run in runs)
+    return list(dict.fromkeys(run.name for run in runs if count[run.name] > 1 and carries == run.attack.CARRIES))
 
 
 def _titles(runs: Sequence[RunView]) -> list[str]:

@@ -94,7 +94,7 @@ def test_an_attack_searches_the_logits_that_a_model_hides(tmp_path: Path, capsys
     assert main([*given, "--epsilon", "0.2", "--out", str(tmp_path / "run"), "--as-given"]) == 2
 
     assert main([*given, "--epsilon", "0.2", "--out", str(tmp_path / "as-given"), "--as-given"]) == 1
-    assert "not remedied (--as-given)" in capsys.readouterr().err
+    assert "found, and not remedied, the model was searched as given" in capsys.readouterr().err
     assert set(pq.read_table(tmp_path / "as-given" / "parts")["status"].to_pylist()) == {"failed"}
 
 

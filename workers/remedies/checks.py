@@ -7,11 +7,15 @@ from typing import Any
 
 from workers.remedies.remedies import NONE, Remedies
 
-__all__ = ["ANSWERS", "UNPROBED", "Check", "Probe", "State"]
+__all__ = ["ANSWERING", "ANSWERS", "UNPROBED", "Check", "Probe", "State"]
 
 
 ANSWERS = ("finite answers", "other images of a call")
 """The checks on whether an image has an answer of its own: where one fails, it is not even sure what is broken."""
+
+
+ANSWERING = ("randomised model", "other images of a call")
+"""The checks whose remedies concern what the model's answer is (`Remedies.answering`), not what is searched."""
 
 
 class State(StrEnum):
@@ -78,6 +82,33 @@ class Probe:
     remedies: Remedies = NONE
     differentiable: bool = True
     searchable: bool = True
+
+    def told(self, searched: Remedies) -> list[str]:
+        """What was found and what was done about it, a sentence each; of what passed, none.
+
+        Args:
+            searched: the remedies that the model was searched under, which need not be those found.
+        """
+        return [
+            f"{check.name}: found, and not remedied, the model was searched as given: {check.reason}"
+            if check.state == State.REMEDIED and not self._remedied(check, searched)
+            else str(check)
+            for check in self.checks
+            if check.state != State.PASSED
+        ]
+
+    def blinding(self, searched: Remedies) -> list[str]:
+        """The checks that failed, or whose remedy was not taken, by name: what was not found then proves nothing."""
+        return [
+            check.name
+            for check in self.checks
+            if check.state == State.FAILED or (check.state == State.REMEDIED and not self._remedied(check, searched))
+        ]
+
+    def _remedied(self, check: Check, searched: Remedies) -> bool:
+        if check.name in ANSWERING:
+            return searched.answering == self.remedies.answering
+        return searched == self.remedies
 
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
