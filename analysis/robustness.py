@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.statistics import Rate
+from analysis.statistics import Rate, percent
+from analysis.summary import unchanged
 from workers.results import SEARCHED, Status
 
 __all__ = ["COLUMNS", "Judgement", "Robustness", "StageRows", "StageTally", "Standing", "Verdict", "bound", "judge"]
 
-COLUMNS = ["image_id", "status", "clean_prediction", "queries", "gradients", "seconds", "error"]
+COLUMNS = ["image_id", "status", "success", "clean_prediction", "l0", "queries", "gradients", "seconds", "error"]
 """Of the schema of results, what is read here: the images themselves are not."""
 
 _UNKNOWN = -1
@@ -64,6 +65,7 @@ class StageTally:
         broken: images that no stage before it had broken.
         remaining: images that neither it nor a stage before it found misclassified or broken.
         failed: rows with status ``failed``.
+        unchanged: images that came back as they were, of those that neither success nor a certificate ended.
         queries, gradients: of all rows.
         seconds: worker time.
     """
@@ -73,9 +75,15 @@ class StageTally:
     broken: int
     remaining: int
     failed: int
+    unchanged: int
     queries: int
     gradients: int
     seconds: float
+
+    @property
+    def success(self) -> Rate:
+        """Of the images that it was asked about: those that the stages before it left, or all."""
+        return Rate(self.successes, self.searched + self.failed, unknown=self.failed)
 
 
 class Robustness:
@@ -92,6 +100,7 @@ class Robustness:
         ids, labels: as given.
         clean_prediction: int64 ``[n]``; −1 where no row has told yet.
         standing: `Standing` values ``[n]``.
+        asked: bool ``[n]``, whether any stage has come to the image.
         certified: bool ``[n]``, whether a certificate was given, even of an image that is broken.
         broken_by: the name of the first stage that broke each image, None elsewhere.
         error: the first error of each image's failed rows, None elsewhere.
@@ -111,7 +120,7 @@ class Robustness:
         self.clean_prediction = np.full(count, _UNKNOWN, dtype=np.int64)
         self.standing = np.full(count, Standing.ROBUST, dtype=object)
         self.standing[self.rejected] = Standing.WRONG
-        self.certified = np.zeros(count, dtype=bool)
+        self.asked, self.certified = np.zeros((2, count), dtype=bool)
         self.broken_by, self.error = np.full((2, count), None, dtype=object)
         self.queries, self.gradients = np.zeros((2, count), dtype=np.int64)
         self.seconds = np.zeros(count)
@@ -129,6 +138,7 @@ class Robustness:
         status = np.array(rows["status"].cast(pa.string()).to_pylist(), dtype=object)
         prediction = pc.fill_null(rows["clean_prediction"], _UNKNOWN).to_numpy()
         told = prediction != _UNKNOWN
+        self.asked[place] = True
         self.clean_prediction[place[told]] = prediction[told]
         self.standing[place[status == Status.ALREADY_WRONG]] = Standing.WRONG
         if stage.certifies:
@@ -149,6 +159,7 @@ class Robustness:
             broken=len(new),
             remaining=self.count(Standing.ROBUST, Standing.CERTIFIED),
             failed=int((status == Status.FAILED).sum()),
+            unchanged=unchanged(rows),
             queries=int(spent["queries"].sum()),
             gradients=int(spent["gradients"].sum()),
             seconds=float(spent["seconds"].sum()),
@@ -166,23 +177,25 @@ class Robustness:
     def at_most(self) -> Rate:
         """Robust accuracy is at most this: the images that are neither misclassified nor broken.
 
-        Images that no stage has come to yet count among them.
+        Images that no stage has come to yet count among them; of no images before a stage has come to any.
         """
-        return Rate(self.count(Standing.ROBUST, Standing.CERTIFIED), len(self.ids))
+        return self._of_all(self.count(Standing.ROBUST, Standing.CERTIFIED))
 
     @property
     def at_least(self) -> Rate:
         """Robust accuracy is at least this: the certified images."""
-        return Rate(self.count(Standing.CERTIFIED), len(self.ids))
+        return self._of_all(self.count(Standing.CERTIFIED))
 
     @cached_property
     def clean(self) -> Rate:
-        """Clean accuracy, of the images whose clean prediction is known."""
-        known = self.clean_prediction != _UNKNOWN
-        if (known | self.rejected).all():  # before that, the rejected ones would be too many
-            known = known | self.rejected
+        """Clean accuracy, of the same images as the bounds; where no clean prediction is known there is no answer."""
         right = (self.clean_prediction == self.labels) & ~self.rejected
-        return Rate(int(right[known].sum()), int(known.sum()))
+        unknown = (self.clean_prediction == _UNKNOWN) & ~self.rejected
+        return self._of_all(int(right.sum()), int(unknown.sum()))
+
+    def _of_all(self, hits: int, unknown: int = 0) -> Rate:
+        """A share of all images; of none before any was asked about."""
+        return Rate(hits, len(self.ids), unknown=unknown) if self.asked.any() else Rate(0, 0)
 
     @property
     def failed(self) -> int:
@@ -264,25 +277,24 @@ def judge(at_most: Rate, at_least: Rate, require: float | None) -> Judgement:
         at_least: the share certified.
         require: lowest acceptable robust accuracy in [0, 1]; None when nothing was asked.
 
-    Raises:
-        ValueError: without images.
     """
     if at_most.interval is None or at_least.interval is None:
-        raise ValueError("a verdict needs at least one image")
+        unknown = Verdict.NONE_ASKED if require is None else Verdict.UNDECIDED
+        return Judgement(unknown, ("nothing was searched: nothing is known of the robust accuracy",))
     above = f"robust accuracy is at most {at_most}"
     below = f"{at_least} are certified" if at_least.hits else "no image is certified: attacks bound from above only"
     if require is None:
         return Judgement(Verdict.NONE_ASKED, (above, below))
     if at_most.interval[1] < require:
-        reason = f"{above}, below the {require:.1%} required even at the interval's upper end"
+        reason = f"{above}, below the {percent(require)} required even at the interval's upper end"
         return Judgement(Verdict.BROKEN, (reason,))
     if at_least.interval[0] >= require:
-        reason = f"{below}, no fewer than the {require:.1%} required even at the interval's lower end"
+        reason = f"{below}, no fewer than the {percent(require)} required even at the interval's lower end"
         return Judgement(Verdict.HOLDS, (reason,))
-    unshown = f"{below}, which does not show the {require:.1%} required"
+    unshown = f"{below}, which does not show the {percent(require)} required"
     if at_least.hits:
-        unshown += f": {at_least.interval[0]:.1%} at the interval's lower end"
-    reasons = f"{above}, which does not rule out the {require:.1%} required", unshown
+        unshown += f": {percent(at_least.interval[0])} at the interval's lower end"
+    reasons = f"{above}, which does not rule out the {percent(require)} required", unshown
     return Judgement(Verdict.UNDECIDED, reasons)
 
 

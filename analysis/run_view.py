@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from analysis.statistics import Rate
 from workers.attacks.attack import Attack
 from workers.budgets import spelled
 from workers.places import Place
@@ -29,6 +30,8 @@ class RunView:
         by_products: what the attack left beside the rows, by the same key; None where it leaves nothing.
         command: what makes the run, as typed; empty when it is not known.
         command_of_row: what searches one of its images again, as typed, without ``--ids``, ``--target`` and ``--out``.
+        left: of all images, the robust accuracy that it and the runs before it left, each of which searched what those
+            before it had left; None for a run that is not one of several such.
     """
 
     place: Place
@@ -42,6 +45,7 @@ class RunView:
     by_products: pa.Table | None = None
     command: str = ""
     command_of_row: str = ""
+    left: Rate | None = None
 
     @property
     def title(self) -> str:

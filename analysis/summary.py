@@ -17,7 +17,16 @@ import pyarrow.compute as pc
 from analysis.statistics import Rate
 from workers.results import SEARCHED, Status
 
-__all__ = ["SUMMARISED", "Summary", "asked_rows", "failed_rows", "searched_rows", "success_rate", "summarise"]
+__all__ = [
+    "SUMMARISED",
+    "Summary",
+    "asked_rows",
+    "failed_rows",
+    "searched_rows",
+    "success_rate",
+    "summarise",
+    "unchanged",
+]
 
 SUMMARISED = ("image_id", "status", "success", "l0", "l2", "linf", "queries", "seconds", "error")
 """The columns that a summary needs."""
@@ -102,11 +111,13 @@ def summarise(table: pa.Table) -> Summary:
         seconds=pc.sum(table["seconds"]).as_py() or 0.0,
         first_error=f"image {broken[0]['image_id']}: {broken[0]['error']}" if broken else None,
         searched=len(searched),
-        unchanged=_unchanged(searched),
+        unchanged=unchanged(searched),
     )
 
 
-def _unchanged(searched: pa.Table) -> int:
+def unchanged(rows: pa.Table) -> int:
+    """How many rows came back as they were (L0 is 0), of those that neither success nor a certificate ended."""
+    searched = searched_rows(rows)
     certified = np.asarray(_ended(searched, (Status.CERTIFIED,)))
     return int((~np.asarray(searched["success"], dtype=bool) & ~certified & (np.asarray(searched["l0"]) == 0)).sum())
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,7 +34,7 @@ COLUMNS = ["image_id", "target", "status", "success", "l0", "l2", "linf", "queri
 """Of a run's rows, what is compared: the images themselves are not read."""
 
 SIGNIFICANT = 0.05
-"""McNemar's p below which one is called worse."""
+"""McNemar's p below which it tells two searches apart."""
 
 VERDICT = "comparison.json"
 """Written last; a folder that has it may be written over."""
@@ -46,7 +46,12 @@ app = App(
     help="""Compare two runs, or two evaluations, of the same images: two models, two versions or two attacks.
 
     Each row is set beside that of the same image and target, runs at several budgets at each budget that both have.
-    Only rows that both searched to an end count: an image that one of the models misclassifies is left out.
+    Only rows that both were asked about count: an image that one of the models misclassifies is left out. A search
+    that failed counts both ways.
+
+    Two evaluations compare when they asked the same: threat, images, seed and attacks; an evaluation that is invalid or
+    unfinished compares with nothing: exit code 1. Which of two is better is decided by the interval of the difference,
+    which is no narrower than McNemar's exact test.
     """,
     help_epilogue=examples(
         "brittle compare RUN_OF_MODEL RUN_OF_DEFENDED",
@@ -71,7 +76,8 @@ def compare(
         first: A, a folder of brittle attack, or its URI, or of brittle evaluate.
         second: B, another of the same kind.
         out: Folder for comparison.json, the table as Parquet and CSV, and the figures.
-        require: no-worse: exit code 1 when B is shown to be more brittle, more often broken or less robust, than A.
+        require: no-worse: exit code 1 when B is shown to be more brittle, more often broken or less robust, than A, and
+            when that cannot be told: a run is unfinished, failed, or was blind. Both must have searched alike.
         margin: By how much it may be, as a share of the images.
     """
     if require not in (None, "no-worse"):
@@ -85,23 +91,44 @@ def compare(
     if evaluations[0] != evaluations[1]:
         raise WrongInput(f"{first} and {second}: expected two runs or two evaluations, got one of each")
     a, b = (_Side.of_evaluation(one) if evaluations[0] else _Side.of_run(one) for one in (first, second))
-    a.require_same_images(b)
-    found, warnings = _compared(a, b), a.differences(b)
-    for warning in warnings:
+    a.require_same(b)
+    warnings = a.differences(b)
+    if require and warnings:
+        raise WrongInput(f"--require: {a.place} and {b.place} did not search alike: {'; '.join(warnings)}")
+    if void := [*a.void, *b.void]:
+        for reason in void:
+            print(f"nothing to compare: {reason}")
+        return Exit.FAILED
+    found = _compared(a, b)
+    for warning in [*warnings, *a.doubts, *b.doubts]:
         say(f"note: {warning}")
     print(f"A  {a.title}\nB  {b.title}")
     for one in found:
         for line in _lines(one, a.what):
             print(line)
-    worse = [one for one in found if a.worse(one, margin)]
     if folder is not None:
         _write(folder, found, a, b, warnings)
         print(f"comparison in {folder / VERDICT}")
-    if require and worse:
+    return _judge(found, a, b, margin) if require else Exit.DONE
+
+
+def _judge(found: "Sequence[Comparison]", a: "_Side", b: "_Side", margin: float) -> int:
+    """Whether B is no worse than A, said; the exit code."""
+    from analysis.statistics import percent
+
+    by = f" by more than {percent(margin)}" * bool(margin)
+    if worse := [one for one in found if a.worse(one, margin)]:
         where = ", ".join(one.name for one in worse if one.name)
-        print("B is worse than A" + f" by more than {margin:.1%}" * bool(margin) + f", at {where}" * bool(where))
+        print(f"B is worse than A{by}" + f", at {where}" * bool(where))
         return Exit.FAILED
-    return Exit.DONE
+    open_ = [*a.doubts, *b.doubts]
+    if failed := sum(one.unknown for one in found):
+        open_.append(f"{failed} rows failed in A or B; the same commands with --retry-failed search them again")
+    for reason in open_:
+        print(f"whether B is worse than A cannot be told: {reason}")
+    if not open_:
+        print(f"B is not shown to be worse than A{by}")
+    return Exit.FAILED if open_ else Exit.DONE
 
 
 @dataclass(frozen=True)
@@ -113,7 +140,9 @@ class _Side:
         title: what was done to which model.
         what: a row may have: ``success`` of a search, or ``robust accuracy``.
         same: what must be the same of both, by name.
-        asked: what may differ, but is told.
+        asked: how it was searched; may differ, which is told, but where one of both is to be found worse.
+        void: why there is no number that could be compared, a sentence each.
+        doubts: why it does not show that something is no worse, a sentence each.
         tables: rows for each budget, with the name and value of the budget; None where there is none.
     """
 
@@ -123,6 +152,8 @@ class _Side:
     same: dict[str, Any]
     asked: dict[str, Any]
     tables: "list[tuple[tuple[str, float] | None, str, pa.Table]]"
+    void: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
     @classmethod
     def of_run(cls, text: str) -> "_Side":
@@ -136,13 +167,15 @@ class _Side:
         done, tables = run.folder.read(run.plan, COLUMNS)
         if not done:
             raise WrongInput(f"{text}: has no results yet")
+        doubts = []
         if len(done) < run.plan.shards:
-            say(f"note: {text}: {run.plan.shards - len(done)} of {run.plan.shards} shards are not done")
+            doubts.append(f"{text}: {run.plan.shards - len(done)} of {run.plan.shards} shards are not done")
+        if blinding := run.probe.blinding(run.remedies):
+            doubts.append(f"{text}: a search that may have been blind: {', '.join(blinding)}, not remedied")
         towards = "untargeted" if frozen["target"] is None else f"towards {frozen['target']}"
-        budget = None if attacks[0].BUDGET is None else {attacks[0].BUDGET}
         asked = {
             "attack": frozen["attack"],
-            **{f"--{name.replace('_', '-')}": value for name, value in _parameters(run).items() if {name} != budget},
+            **{f"--{name.replace('_', '-')}": value for name, value in _parameters(run).items()},
             "--target": frozen["target"],
             "--seed": frozen.get("seed"),
         }
@@ -153,6 +186,7 @@ class _Side:
             {"data": frozen["data"], "split": frozen["split"]},
             asked,
             [(_budget(attack), attack.title, table) for attack, table in zip(attacks, tables, strict=True)],
+            doubts=doubts,
         )
 
     @classmethod
@@ -162,6 +196,7 @@ class _Side:
         Raises:
             WrongInput: when it has no results yet, or is of another version.
         """
+        import numpy as np
         import pyarrow as pa
 
         from analysis.robustness import Standing
@@ -170,53 +205,80 @@ class _Side:
         asked = folder.read("evaluation.json")
         try:
             same = {"data": asked["data"], "split": asked["split"]}
+            same |= {name: asked.get(name) for name in ("norm", "epsilon", "pixels", "correct", "seed")}
+            same["attacks"] = frozenset(asked["attacks"].items())
             rows = read_table(folder.path / "images.parquet")
+            same["images"] = frozenset(rows["image_id"].to_pylist())
+            verdict = folder.read("verdict.json")
             model = str(asked["model"])[:12]
-            robust = [standing in (Standing.ROBUST, Standing.CERTIFIED) for standing in rows["status"].to_pylist()]
+            standing = np.array(rows["status"].to_pylist(), dtype=object)
+            robust = np.isin(standing, (Standing.ROBUST, Standing.CERTIFIED))
+            status = np.where(robust, Status.SUCCESS, Status.EXHAUSTED).astype(object)
+            status[(standing == Standing.ROBUST) & rows["error"].is_valid().to_numpy()] = Status.FAILED
+            void = _void(text, verdict)
             table = pa.table(
                 {
                     "image_id": rows["image_id"],
                     "target": pa.nulls(len(rows), pa.int32()),
-                    "status": pa.array([str(Status.SUCCESS if one else Status.EXHAUSTED) for one in robust]),
-                    "success": robust,
+                    "status": pa.array([str(one) for one in status]),
+                    "success": status == Status.SUCCESS,
                     "queries": rows["queries"],
                 }
             )
         except FileNotFoundError:
             raise WrongInput(f"{text}: has no results yet") from None
-        except (KeyError, OSError, pa.ArrowException) as error:
+        except (KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise WrongInput(f"{text}: its results cannot be read: {str(error).splitlines()[0]}") from None
-        told = {name: asked.get(name) for name in ("norm", "epsilon", "pixels", "attacks", "correct", "seed")}
-        return cls(text, f"{text}: model {model}", "robust accuracy", same, told, [(None, "", table)])
+        return cls(text, f"{text}: model {model}", "robust accuracy", same, {}, [(None, "", table)], void=void)
 
-    def require_same_images(self, other: "_Side") -> None:
-        """Refuses two that are of other images.
+    def require_same(self, other: "_Side") -> None:
+        """Refuses two that are of other images, and evaluations that asked something else.
 
         Raises:
             WrongInput: naming what differs.
         """
-        for name, value in self.same.items():
-            if value != other.same[name]:
-                short = [str(one)[:12] for one in (value, other.same[name])]
+        for name, mine in self.same.items():
+            theirs = other.same[name]
+            if mine == theirs:
+                continue
+            if isinstance(mine, frozenset):  # of images, or of attacks with their parameters
+                count = f"{len(mine & theirs)} of {len(mine)} and {len(theirs)} are the same"
                 raise WrongInput(
-                    f"{other.place}: another {name} than {self.place} ({short[1]}, not {short[0]}): no row of one has "
-                    "its like in the other"
+                    f"{other.place}: other {name} than {self.place} ({count}): their numbers do not compare"
                 )
+            why = "their numbers do not compare"
+            if name in ("data", "split"):
+                why = "no row of one has its like in the other"
+            short = [str(one)[:12] for one in (mine, theirs)]
+            raise WrongInput(f"{other.place}: another {name} than {self.place} ({short[1]}, not {short[0]}): {why}")
 
     def differences(self, other: "_Side") -> list[str]:
         """What else is not the same, so that a difference may be due to it; a sentence each."""
         if self.asked.get("attack") != other.asked.get("attack"):  # whose parameters say nothing of one another
             said = [" ".join(f"{name} {_shown(v)}" for name, v in side.asked.items()) for side in (self, other)]
             return [f"two attacks: A {said[0]}, B {said[1]}"]
-        found = [(name, self.asked.get(name), other.asked.get(name)) for name in self.asked | other.asked]
+        budgets = [budget for side in (self, other) for budget, *_ in side.tables if len(side.tables) > 1 and budget]
+        paired = {f"--{name.replace('_', '-')}" for name, _ in budgets}  # at each value that both have
+        found = [(x, self.asked.get(x), other.asked.get(x)) for x in self.asked | other.asked if x not in paired]
         return [f"{name} differs: A {_shown(one)}, B {_shown(two)}" for name, one, two in found if one != two]
 
     def worse(self, found: "Comparison", margin: float) -> bool:
         """Whether B is shown to be more brittle than A."""
         low, high = found.difference.interval
-        beyond = low > margin if self.what == "success" else high < -margin
-        # Of a few images that only one succeeds on, resampling alone would be too sure.
-        return beyond and found.p < SIGNIFICANT
+        return low > margin if self.what == "success" else high < -margin
+
+
+def _void(text: str, verdict: dict[str, Any]) -> list[str]:
+    """Why the robust accuracy of an evaluation compares with nothing; none where it does."""
+    found = []
+    if verdict["robust_accuracy"]["void"] or verdict["verdict"] == "evaluation invalid":
+        failed = [check["name"] for check in verdict["checks"] if check["state"] == "failed"]
+        found.append(f"{text}: its robust accuracy is void ({', '.join(failed) or verdict['verdict']})")
+    if contradicted := verdict["images"]["contradicted"]:
+        found.append(f"{text}: {contradicted} images are both broken and certified")
+    if unfinished := verdict["unfinished"]:
+        found.append(f"{text}: its evaluation is unfinished: {', '.join(unfinished)} not run to their end")
+    return found
 
 
 def _is_evaluation(text: str) -> bool:
@@ -271,18 +333,24 @@ def _pairs(a: _Side, b: _Side) -> "Iterator[tuple[str, pa.Table, pa.Table]]":
 
 def _lines(one: "Comparison", what: str) -> Iterator[str]:
     """What is printed of a comparison."""
+    from analysis.statistics import percent
+
     if one.name:
         yield f"{one.name}:"
-    rows = f"{one.first.total} rows of {one.difference.images} images that both searched"
+    rows = f"{one.first.total} rows of {one.difference.images} images that both were asked about"
+    failed = f", {one.unknown} of them failed in A or B and count both ways" * bool(one.unknown)
     left = f"; left out {one.unpaired[0]} of A and {one.unpaired[1]} of B" if any(one.unpaired) else ""
-    yield f"  {rows}{left}"
+    yield f"  {rows}{failed}{left}"
     yield f"  {what} of A {one.first}"
     yield f"  {what} of B {one.second}"
-    if one.only_first or one.only_second:
+    if one.only_first or one.only_second or one.unknown:
         yield f"  B less A {one.difference}"
+        low, high = one.difference.interval
+        if low <= 0 <= high and one.p < SIGNIFICANT:
+            yield "  the interval decides, and leaves room for none: McNemar's p counts images, whatever they gain"
     else:
         _, most = one.apart.interval or (0.0, 1.0)
-        yield f"  B less A +0.0 points: no row tells them apart (95 %: at most {most:.1%} of such rows would)"
+        yield f"  B less A +0.0 points: no row tells them apart (95%: at most {percent(most)} of such rows would)"
     p = f"; McNemar's exact p{' by image' * one.first.clustered} {one.p:.3g}"
     yield f"  both {one.both}, only A {one.only_first}, only B {one.only_second}, neither {one.neither}{p}"
     for name, found in one.paired.items():
@@ -290,8 +358,8 @@ def _lines(one: "Comparison", what: str) -> Iterator[str]:
         digits = ",.0f" if name in ("l0", "queries") else ".3g"
         first, second, apart = (format(v, digits) for v in (found.first, found.second, found.difference.value))
         sign = "+" if found.difference.value >= 0 else ""
-        low, high = (format(end, digits) for end in found.difference.interval)
-        around = f"{low} to {high}, {found.images} images" if found.images > 1 else "1 image"
+        least, largest = (format(end, digits) for end in found.difference.interval)
+        around = f"{least} to {largest}, {found.images} images" if found.images > 1 else "1 image"
         yield f"  {_NAMES[name]} {where}, median: A {first}, B {second}; B less A {sign}{apart} ({around})"
 
 

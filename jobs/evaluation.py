@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cluster.store import RunFolder
 from jobs.exits import Interrupted
 from jobs.frozen import FrozenFolder
-from jobs.launch import Images, Selection, WorkerHost, launch, shard_of_few
+from jobs.launch import Images, Selection, WorkerHost, launch, shard_of_few, short
 from jobs.progress import say
 from jobs.recorded import open_runs
 from jobs.report import write_page
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from analysis.exhibits import Exhibit
     from analysis.robustness import Judgement, Robustness, StageRows
+    from analysis.statistics import Rate
     from workers.models.loading import ModelRecipe
 
 __all__ = ["Budget", "Evaluation", "EvaluationFolder", "Question"]
@@ -197,7 +198,7 @@ class Evaluation:
         if stage.role == Role.HARD_LABEL:
             if all(check.state != State.FAILED for check in self.checks()):
                 return "not needed: no check failed"
-            if (self.known.at_most.high or 0) <= LEFT:
+            if (left := self.known.at_most.high) is not None and left <= LEFT:
                 return "not needed: hardly an image is left"
         return ""
 
@@ -249,11 +250,8 @@ class Evaluation:
         say(f"robust accuracy within {self.threat} on {len(self.ids)} images of {self.subject.dataset.name}")
         for name, reason in self.unfit.items():
             say(f"{name}: {reason}")
-        print(
-            f"{'stage':<16} {'searched':>8} {'broken':>7} {'robust accuracy at most':>36} "
-            f"{'queries':>10} {'gradients':>10} {'seconds':>8}",
-            flush=True,
-        )
+        print("success: of the images that a stage searched; robust accuracy: of all images")
+        print(_line("stage", "searched", "broken", "success", "robust accuracy at most", "queries", "s"), flush=True)
 
     def _search(self, stage: Stage) -> None:
         """Runs a stage, or what is left of it, and writes down what is known then.
@@ -366,21 +364,26 @@ class Evaluation:
         return True
 
     def _print(self, stage: Stage) -> None:
-        from analysis.statistics import Rate
+        from analysis.statistics import Rate, percent
+        from analysis.summary import success_rate
 
         if stage.name in self.beyond:
             self.introduce()
             searched, broken = self._beyond(stage)
-            where = f"(not counted: within {stage.attack.ball})"
-            print(f"{stage.name:<16} {searched:>8} {broken:>7} {where:>36}", flush=True)
+            found = success_rate(self.beyond[stage.name])
+            where = str(stage.attack.ball).replace(" = ", " ")
+            print(_line(stage.name, searched, broken, _low(found), f"not counted: {where}"), flush=True)
         if (tally := self.known.tallies.get(stage.name)) is None:
             return
         self.introduce()
-        print(
-            f"{stage.name:<16} {tally.searched:>8} {tally.broken:>7} {Rate(tally.remaining, len(self.ids))!s:>36} "
-            f"{tally.queries:>10} {tally.gradients:>10} {tally.seconds:>8.1f}",
-            flush=True,
-        )
+        left = Rate(tally.remaining, len(self.ids))
+        low, high = left.interval or (None, None)
+        bounds = f"{left.share} ({percent(low)} to {percent(high)})"
+        spent = f"{tally.seconds:.1f}" if tally.seconds < 1000 else f"{tally.seconds:.0f}"
+        success = _low(tally.success)
+        print(_line(stage.name, tally.searched, tally.broken, success, bounds, short(tally.queries), spent), flush=True)
+        if tally.unchanged:
+            print(f"{stage.name}: {tally.unchanged} of {tally.searched} came back unchanged", flush=True)
 
     def _beyond(self, stage: Stage) -> tuple[int, int]:
         """How many images a stage outside the threat has searched to an end, and broken."""
@@ -494,6 +497,7 @@ class Evaluation:
             "checks": [check.describe() for check in checks],
             "remedies": str(self.probe.remedies),
             "not_run": self.not_run,
+            "unfinished": self.unfinished,
             "budget": self.budget.model_dump(mode="json"),
             "spent": {
                 "queries": self.queries,
@@ -502,6 +506,12 @@ class Evaluation:
                 "seconds": self.seconds,
             },
         }
+
+    @property
+    def unfinished(self) -> list[str]:
+        """The stages that would still have images to search, of which some or all are not searched."""
+        waiting = [stage.name for stage in self.stages if stage.name not in self.complete | self.skipped.keys()]
+        return waiting if len(self.known.left()) else []
 
     @property
     def standing(self) -> list[Check]:
@@ -537,8 +547,9 @@ class Evaluation:
                 f"{len(contradicted)} images are certified although an attack broke them, so one of both is wrong; "
                 f"they count as broken: {some}"
             )
-        unfinished = [stage.name for stage in self.stages if stage.name not in self.complete | self.skipped.keys()]
-        if unfinished and len(known.left()):
+        if known.asked.any() and (left := int((~known.asked).sum())):
+            more.append(f"{left} of {len(self.ids)} images were not searched and count as robust")
+        if unfinished := self.unfinished:
             more.append(f"not run to their end: {', '.join(unfinished)}")
         return judgement.because(*more)
 
@@ -550,7 +561,8 @@ class Evaluation:
 
         self.introduce()
         known, judgement, out = self.known, self._judgement(), self.folder.path
-        print(f"clean accuracy {known.clean}")
+        if known.asked.any():
+            print(f"clean accuracy {known.clean}")
         for reason in judgement.reasons:
             print(reason)
         if known.failed:
@@ -579,9 +591,24 @@ class Evaluation:
         return 1 if known.failed or len(known.contradicted) or judgement.verdict not in met else 0
 
     def _write_page(self, findings: Sequence[str], exhibits: "Sequence[Exhibit]") -> None:
-        runs = open_runs([self.folder.run(stage) for stage in self.stages if stage.name in self.known.tallies])
+        from analysis.statistics import Rate
+
+        stages = [stage for stage in self.stages if stage.name in self.known.tallies]
+        runs = open_runs([self.folder.run(stage) for stage in stages])
+        left = {
+            run.name: Rate(self.known.tallies[stage.name].remaining, len(self.ids))
+            for run, stage in zip(runs, stages, strict=True)
+        }
         try:
-            write_page(runs, self.subject, self.folder.page, command=self.command, findings=findings, exhibits=exhibits)
+            write_page(
+                runs,
+                self.subject,
+                self.folder.page,
+                command=self.command,
+                findings=findings,
+                exhibits=exhibits,
+                left=left,
+            )
         except WrongInput:
             raise
         except Exception as error:  # the page predicts every image of the data set: a foreign model may raise anything
@@ -611,7 +638,7 @@ class _Live:
         self.ended = ""
 
     def __call__(self, summary: ShardSummary | None) -> str | None:
-        from analysis.statistics import Rate
+        from analysis.statistics import Rate, percent
 
         if summary is not None:
             if self._all_new:
@@ -629,4 +656,17 @@ class _Live:
         else:
             broken = max(self._broken, self._successes_before + self._successes)
         count = len(evaluation.ids)
-        return f"robust accuracy ≤ {Rate(count - self._wrong - broken, count)}, {self._queries} queries"
+        left = Rate(count - self._wrong - broken, count)
+        return f"robust accuracy ≤ {percent(left.high)} ({left.hits} of {count}), {self._queries} queries"
+
+
+def _line(stage: str, searched: object, broken: object, success: str, left: str, queries: str = "", s: str = "") -> str:
+    """A line of the table of stages, which fits a terminal of 80 columns."""
+    return f"{stage:<15} {searched:>8} {broken:>6} {success:>7} {left:>24} {queries:>7} {s:>6}".rstrip()
+
+
+def _low(success: "Rate") -> str:
+    """A success in seven columns; of rows without an answer the least that it may be."""
+    from analysis.statistics import percent
+
+    return "≥" * bool(success.unknown) + percent(success.low)

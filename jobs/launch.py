@@ -392,7 +392,7 @@ class _Tally:
             return f"{failed} failed" if failed else ""
         rate = f"success {self._rates()}" if any(x.searched + x.failed for x in self.outcomes) else "nothing searched"
         broken = f", {failed} failed" if failed else ""
-        return f"{rate}, {_short(workers * self.queries / self.seconds)} queries/s{broken}"
+        return f"{rate}, {short(workers * self.queries / self.seconds)} queries/s{broken}"
 
     def _rates(self) -> str:
         """The rate at each budget; of many, at the first and the last."""
@@ -490,5 +490,9 @@ def _with_targets(ids: np.ndarray, goal: str | int | None, subject: Subject, see
 _PACKAGES = ("brittle", "torch", "numpy", "ray", "pyarrow")
 
 
-def _short(number: float) -> str:
-    return f"{number / 1000:.1f}k" if number >= 1000 else f"{number:.0f}"
+def short(number: float) -> str:
+    """A count in at most six characters, as far as that goes."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= 0.99995 * unit:
+            return f"{number / unit:.1f}{name}"
+    return f"{number:.0f}"

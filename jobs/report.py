@@ -3,7 +3,7 @@
 import re
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ from workers.results import Status
 if TYPE_CHECKING:
     from analysis.exhibits import Exhibit
     from analysis.run_view import RunView
+    from analysis.statistics import Rate
     from analysis.summary import Summary
 
 __all__ = ["app", "run_views", "write_files", "write_page"]
@@ -83,6 +84,7 @@ def write_page(
     command: str,
     findings: Sequence[str] = (),
     exhibits: "Sequence[Exhibit]" = (),
+    left: "Mapping[str, Rate] | None" = None,
 ) -> None:
     """Renders runs into one file, whole or not at all.
 
@@ -93,6 +95,8 @@ def write_page(
         command: what makes the page, as typed.
         findings: what they come to together, a sentence each, the first as a heading; none when empty.
         exhibits: what supports them, in the order shown.
+        left: by the name of a run, the robust accuracy that it and the runs before it left; None where each run
+            searched all images.
 
     Raises:
         WrongInput: when a run has no rows, or the file cannot be written.
@@ -103,7 +107,7 @@ def write_page(
     if out.is_dir():
         raise WrongInput(f"--out {out}: is a folder; expected the name of a page")
     require_place(out.parent)
-    views = run_views(runs)
+    views = [replace(view, left=(left or {}).get(view.name)) for view in run_views(runs)]
     if subject.recipe.remedies.answering:  # each answer takes many: only the images of the runs are asked about again
         ids = np.unique(np.concatenate([run.plan.ids for run in runs]))
         correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]

@@ -81,6 +81,7 @@ def render(
             }
         ),
         sheets=listing.sheets,
+        staged=any(run.left for run in runs),
         carried=_several(runs, carries=True),
         apart=_several(runs, carries=False),
         accuracy=Rate(int(correct.sum()), len(correct)),

@@ -18,6 +18,14 @@ def stage(name: str, found: dict[int, Status], *, certifies: bool = False, label
     columns = {
         "image_id": pa.array(list(found), pa.int64()),
         "status": pa.array([str(status) for status in found.values()]).dictionary_encode(),
+        "success": pa.array([status == Status.SUCCESS for status in found.values()]),
+        "l0": pa.array(
+            [
+                int(was) if status != Status.FAILED else None
+                for status, was in zip(found.values(), searched, strict=True)
+            ],
+            pa.int32(),
+        ),
         "clean_prediction": pa.array([clean.get(status, label) for status in found.values()], pa.int32()),
         "queries": pa.array([10 * was for was in searched], pa.int64()),
         "gradients": pa.array([4 * was for was in searched], pa.int64()),
@@ -47,9 +55,11 @@ def known(*stages: StageRows) -> Robustness:
 
 def test_without_rows_everything_is_possible() -> None:
     nothing = known()
-    assert nothing.at_most == Rate(6, 6)
-    assert nothing.at_least == Rate(0, 6)
-    assert nothing.clean == Rate(0, 0)
+    assert nothing.at_most == nothing.at_least == nothing.clean == Rate(0, 0)  # no share of what was not asked about
+    for require, verdict in ((None, Verdict.NONE_ASKED), (0.5, Verdict.UNDECIDED), (0.0, Verdict.UNDECIDED)):
+        judgement = judge(nothing.at_most, nothing.at_least, require)
+        assert judgement.verdict == verdict
+        assert judgement.reasons == ("nothing was searched: nothing is known of the robust accuracy",)
     assert nothing.left().tolist() == IDS.tolist()
     assert nothing.to_table()["clean_prediction"].null_count == 6
 
@@ -58,8 +68,8 @@ def test_a_clean_image_that_is_rejected_is_neither_robust_nor_certified() -> Non
     rejected = np.isin(IDS, (7, 1, 8))  # broken, certified and exhausted else
     found = Robustness(IDS, np.full(len(IDS), 3), [replace(FIRST, certifies=True)], rejected)
     plain = known(replace(FIRST, certifies=True))
-    assert (plain.at_most, plain.at_least, plain.clean) == (Rate(4, 6), Rate(1, 6), Rate(4, 5))
-    assert (found.at_most, found.at_least, found.clean) == (Rate(2, 6), Rate(0, 6), Rate(1, 5))
+    assert (plain.at_most, plain.at_least, plain.clean) == (Rate(4, 6), Rate(1, 6), Rate(4, 6, unknown=1))
+    assert (found.at_most, found.at_least, found.clean) == (Rate(2, 6), Rate(0, 6), Rate(1, 6, unknown=1))
     assert found.left().tolist() == [2, 4]
     assert found.left(broken_too=True).tolist() == [2, 4]
 
@@ -83,11 +93,34 @@ def test_a_failed_row_breaks_nothing_and_is_told() -> None:
     assert one.failed == 1
     assert one.error.tolist() == [None, None, None, "first: it broke", None, None]
     assert one.standing[3] == Standing.ROBUST
-    assert one.clean == Rate(4, 5)
+    assert one.clean == Rate(4, 6, unknown=1)
+    assert one.tallies["first"].success == Rate(1, 5, unknown=1)
     assert one.to_table()["error"].to_pylist()[3] == "first: it broke"
     later = known(FIRST, stage("second", {4: Status.SUCCESS}))
     assert later.standing[3] == Standing.BROKEN
     assert later.clean == Rate(5, 6)
+
+
+def test_robust_accuracy_is_never_above_clean_accuracy() -> None:
+    """Before all images were asked about both are of all, so that neither speaks of other images than the other."""
+    assert not known(FIRST).tallies["first"].unchanged
+    rng = np.random.default_rng(5)
+    for count in range(1, 7):
+        some = rng.permutation(IDS)[:count]
+        kinds = rng.choice(np.array([Status.SUCCESS, Status.EXHAUSTED, Status.ALREADY_WRONG, Status.FAILED]), count)
+        cut = known(stage("first", {int(image): Status(kind) for image, kind in zip(some, kinds, strict=True)}))
+        assert cut.asked.sum() == count
+        assert cut.at_most.total == cut.clean.total == 6
+        assert cut.at_most.high is not None
+        assert cut.clean.high is not None
+        assert cut.at_most.high <= cut.clean.high
+
+
+def test_images_that_come_back_unchanged_are_counted() -> None:
+    rows = stage("first", {1: Status.EXHAUSTED, 2: Status.EXHAUSTED, 4: Status.SUCCESS, 7: Status.CERTIFIED}).rows
+    place = rows.column_names.index("l0")
+    still = StageRows("first", False, rows.set_column(place, "l0", pa.array([0, 3, 0, 0], pa.int32())))
+    assert known(still).tallies["first"].unchanged == 1
 
 
 def test_only_a_certificate_of_the_whole_threat_counts() -> None:
@@ -139,8 +172,3 @@ def test_verdicts(left: int, certified: int, require: float | None, verdict: Ver
     assert judgement.verdict == verdict
     assert judgement.reasons
     assert judgement.because("more").reasons[-1] == "more"
-
-
-def test_no_verdict_without_images() -> None:
-    with pytest.raises(ValueError, match="at least one image"):
-        judge(Rate(0, 0), Rate(0, 0), 0.5)

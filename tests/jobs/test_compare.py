@@ -1,6 +1,7 @@
 """brittle compare on real runs: its numbers again by hand from the parts, the gate, and what it refuses."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,10 @@ def runs(models: list[Path], tmp_path_factory: pytest.TempPathFactory, kept_ray:
     return {
         "plain": attack("pgd", models[0], folder / "plain", *wide),
         "other": attack(
-            "pgd", models[1], folder / "other", "--limit", "50", "--steps", "8", "--epsilon", "0.1,0.15,0.3"
+            "pgd", models[1], folder / "other", "--limit", "50", "--steps", "5", "--epsilon", "0.1,0.15,0.3"
         ),
+        "longer": attack("pgd", models[1], folder / "longer", "--limit", "20", "--steps", "8", "--epsilon", "0.1"),
+        "wide": attack("pgd", models[1], folder / "wide", "--limit", "20", "--steps", "8", "--epsilon", "0.3"),
         "targeted": attack("jsma", models[0], folder / "targeted", "--limit", "12", "--target", "all"),
         "wider": attack("jsma", models[1], folder / "wider", "--limit", "12", "--target", "all", "--gamma", "0.05"),
         "elsewhere": attack("fgsm", models[0], folder / "elsewhere", "--ids", "200,201,202"),
@@ -72,12 +75,10 @@ def test_two_models_at_each_budget_that_both_have(
     out = tmp_path / "comparison"
     assert main(["compare", runs["plain"], runs["other"], "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "note: --steps differs: A 5, B 8" in printed.err
-    assert "--seed" not in printed.err
-    assert "--epsilon" not in printed.err
+    assert "note:" not in printed.err
     content = json.loads((out / "comparison.json").read_text())
     assert [one["at"] for one in content["comparisons"]] == ["--epsilon 0.1", "--epsilon 0.15"]
-    assert content["differs"] == ["--steps differs: A 5, B 8"]
+    assert content["differs"] == []
     attacks = [open_run(Place.of(runs[name])).attacks for name in ("plain", "other")]
     for number, one in enumerate(content["comparisons"]):
         a = rows(runs["plain"], attacks[0][number + 1].params_hash)
@@ -100,6 +101,71 @@ def test_two_models_at_each_budget_that_both_have(
     names = {path.name for path in out.iterdir()}
     assert {"comparison.parquet", "comparison.csv", "comparison-shares.png", "comparison-difference.svg"} <= names
     assert main(["compare", runs["plain"], runs["other"], "--out", str(out)]) == 0  # a comparison may be made again
+
+
+def test_what_was_searched_otherwise_is_told_and_passes_no_gate(
+    runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for first, second, said in (
+        ("plain", "longer", ("--steps differs: A 5, B 8",)),
+        ("longer", "wide", ("--epsilon differs: A 0.1, B 0.3",)),
+        ("targeted", "wider", ("--gamma differs: A none, B 0.05",)),
+        ("exact", "longer", ("two attacks: A attack one-pixel-exact", "B attack pgd")),
+    ):
+        pair = ["compare", runs[first], runs[second]]
+        assert main(pair) == 0
+        told = capsys.readouterr().err
+        assert f"note: {said[0]}" in told
+        assert said[-1] in told
+        assert main([*pair, "--require", "no-worse"]) == 2
+        refused = capsys.readouterr()
+        assert "did not search alike" in refused.err
+        assert said[0] in refused.err
+        assert said[-1] in refused.err
+        assert not refused.out
+
+
+def test_rows_that_failed_or_are_missing_pass_no_gate(
+    runs: dict[str, str], models: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(runs["longer"], broken)
+    for part in (broken / "parts").glob("*.parquet"):
+        table = pq.read_table(part)
+        status = ["failed" if image < 3 else str(was) for image, was in
+                  zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True)]  # fmt: skip
+        won = [was == "success" for was in status]
+        columns = {"status": pa.array(status).cast(table.schema.field("status").type), "success": pa.array(won)}
+        for name, column in columns.items():
+            field = table.schema.field(name)
+            table = table.set_column(table.column_names.index(name), field, column)
+        pq.write_table(table, part)
+    gate = ["--require", "no-worse"]
+    assert main(["compare", runs["longer"], str(broken), *gate]) == 1
+    told = capsys.readouterr().out
+    asked = [row for row in pq.read_table(broken / "parts").to_pylist() if row["status"] in (*ENDED, "failed")]
+    failed = sum(row["status"] == "failed" for row in asked)
+    assert failed > 0
+    assert f"success of B {Rate(sum(row['success'] for row in asked), len(asked), unknown=failed)}" in told
+    assert "whether B is worse than A cannot be told: " in told
+    assert main(["compare", runs["longer"], str(broken)]) == 0
+    cut = tmp_path / "cut"
+    shutil.copytree(runs["longer"], cut)
+    next((cut / "parts").glob("*.parquet")).unlink()
+    assert main(["compare", runs["longer"], str(cut)]) == 0
+    assert "note:" in (printed := capsys.readouterr()).err
+    assert "shards are not done" in printed.err
+    for pair in ((runs["longer"], str(cut)), (str(cut), runs["longer"])):
+        assert main(["compare", *pair, *gate]) == 1
+        assert "cannot be told" in capsys.readouterr().out
+    record = json.loads((cut / "run.json").read_text())
+    check = {"name": "scale of logits", "state": "failed", "reason": "so", "remedy": "", "seconds": 0.0}
+    record["recorded"]["probe"]["checks"] = [check]
+    blind = tmp_path / "blind"
+    shutil.copytree(runs["longer"], blind)
+    (blind / "run.json").write_text(json.dumps(record))
+    assert main(["compare", runs["longer"], str(blind), *gate]) == 1
+    assert "may have been blind: scale of logits" in capsys.readouterr().out
 
 
 def test_no_worse(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +205,8 @@ def test_a_difference_of_one_image_is_not_worse_however_many_targets_it_has() ->
 
     whole = _Side("B", "", "success", {}, {}, [])
     few, many = (compare(side(lost), side([])) for lost in ([0, 1, 2, 3], list(range(7))))
-    assert few.difference.interval[0] > 0
+    assert few.difference.value == 0.5
+    assert few.difference.interval[0] < 0  # four of four: McNemar's p is .125
     assert (whole.worse(few, 0), whole.worse(many, 0)) == (False, True)
 
 
@@ -173,30 +240,97 @@ def test_wrong_input(runs: dict[str, str], tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
+ASKED = {"data": "d", "split": "test", "norm": "linf", "epsilon": 0.1, "correct": False, "seed": 0}
+FINE = {
+    "verdict": "none asked", "robust_accuracy": {"void": False}, "checks": [], "images": {"contradicted": 0},
+    "unfinished": [],
+}  # fmt: skip
+
+
+def evaluated(path: Path, broken: np.ndarray, *, failed: Sequence[int] = (), ids: int = 40, **changed: Any) -> str:
+    """An evaluation of some images; all but the last are searched to an end but those that failed."""
+    folder = EvaluationFolder(path)
+    folder.path.mkdir()
+    about = {name: changed.pop(name) for name in list(changed) if name in ("verdict", "robust_accuracy", "checks",
+             "images", "unfinished")}  # fmt: skip
+    folder.create(ASKED | {"model": path.name * 20, "attacks": {"first": "aa"}} | changed)
+    found = {int(i): Status.SUCCESS if broken[i] else Status.EXHAUSTED for i in range(ids - 2)}
+    found |= {ids - 2: Status.ALREADY_WRONG, ids - 1: Status.CERTIFIED} | dict.fromkeys(failed, Status.FAILED)
+    folder.write(FINE | about, Robustness(np.arange(ids), np.full(ids, 3), [stage("first", found)]))
+    return str(path)
+
+
 def test_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    ids = np.arange(40)
-    standing = {"a": ids < 10, "b": ids < 25}  # broken
-    for name, broken in standing.items():
-        folder = EvaluationFolder(tmp_path / name)
-        folder.path.mkdir()
-        folder.create({"data": "d", "split": "test", "model": name * 20, "epsilon": 0.1 if name == "a" else 0.2})
-        found = {int(i): Status.SUCCESS if broken[i] else Status.EXHAUSTED for i in ids[:-2]}
-        found |= {38: Status.ALREADY_WRONG, 39: Status.CERTIFIED}
-        known = Robustness(ids, np.full(40, 3), [stage("first", found)])
-        folder.write({}, known)
-    sides = [str(tmp_path / name) for name in "ab"]
+    sides = [evaluated(tmp_path / name, np.arange(40) < count) for name, count in (("a", 10), ("b", 25))]
     assert main(["compare", *sides, "--out", str(tmp_path / "c"), "--require", "no-worse"]) == 1
     printed = capsys.readouterr()
     assert f"robust accuracy of A {Rate(29, 40)}" in printed.out
     assert f"robust accuracy of B {Rate(14, 40)}" in printed.out
-    assert "epsilon differs: A 0.1, B 0.2" in printed.err
     (one,) = json.loads((tmp_path / "c" / "comparison.json").read_text())["comparisons"]
     assert (one["both"], one["only_first"], one["only_second"], one["neither"]) == (14, 15, 0, 11)
     assert one["mcnemar_p"] == pytest.approx(2 / 2**15)
     assert main(["compare", *sides[::-1], "--require", "no-worse"]) == 0
+    assert "B is not shown to be worse than A" in capsys.readouterr().out
+    assert main(["compare", sides[0], sides[0], "--require", "no-worse"]) == 0
+    failed = evaluated(tmp_path / "failed", np.arange(40) < 10, failed=range(30, 34))
+    assert main(["compare", sides[0], failed]) == 0
+    assert f"robust accuracy of B {Rate(25, 40, unknown=4)}" in capsys.readouterr().out
+    assert main(["compare", sides[0], failed, "--require", "no-worse"]) == 1
+    assert "4 rows failed" in capsys.readouterr().out
     (tmp_path / "b" / "images.parquet").unlink()
     assert main(["compare", *sides]) == 2
     assert "has no results yet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"verdict": "evaluation invalid", "robust_accuracy": {"void": True}}, "is void (evaluation invalid)"),
+        ({"verdict": "broken", "robust_accuracy": {"void": True},
+          "checks": [{"name": "scale of logits", "state": "failed"}]}, "is void (scale of logits)"),
+        ({"unfinished": ["square"]}, "unfinished: square not run to their end"),
+        ({"images": {"contradicted": 2}}, "2 images are both broken and certified"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flags", [(), ("--require", "no-worse")])
+def test_what_is_void_or_unfinished_compares_with_nothing(
+    about: dict[str, Any], said: str, flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However robust its number looks, on whichever side it stands."""
+    fine = evaluated(tmp_path / "fine", np.arange(40) < 20)
+    bad = evaluated(tmp_path / "bad", np.arange(40) < 0, **about)
+    for pair in ((fine, bad), (bad, fine), (bad, bad)):
+        assert main(["compare", *pair, "--out", str(tmp_path / "c"), *flags]) == 1
+        printed = capsys.readouterr()
+        assert f"nothing to compare: {bad}: " in printed.out
+        assert said in printed.out
+        assert "%" not in printed.out
+        assert not (tmp_path / "c").exists()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"epsilon": 0.2}, "another epsilon than"),
+        ({"norm": "l2"}, "another norm than"),
+        ({"norm": None, "epsilon": None, "pixels": 1}, "another norm than"),
+        ({"seed": 7}, "another seed than"),
+        ({"correct": True}, "another correct than"),
+        ({"attacks": {"first": "aa", "second": "bb"}}, "other attacks than"),
+        ({"ids": 39}, "other images than"),
+        ({"data": "e"}, "another data than"),
+    ],
+)
+def test_evaluations_that_asked_something_else_are_refused(
+    changed: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = evaluated(tmp_path / "one", np.arange(40) < 20)
+    other = evaluated(tmp_path / "other", np.arange(40) < 20, **changed)
+    for flags in ((), ("--require", "no-worse")):
+        assert main(["compare", one, other, *flags]) == 2
+        told = capsys.readouterr()
+        assert said in told.err
+        assert not told.out
 
 
 def test_by_products_are_read_beside_their_rows(runs: dict[str, str]) -> None:
