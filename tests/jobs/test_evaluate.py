@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from analysis.statistics import Rate
 from cluster.store import Plan, RunFolder
 from jobs import evaluate
 from jobs.launch import Selection, resolve
 from jobs.main import main
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import Stage, ThreatFlags, fitting, stages_within
+from tests.analysis.test_page import Seen
 from tests.jobs.test_typed import require_made_by
 from workers.attacks import APGD, FGSM, PGD, OnePixelExact, PixelBeam
 from workers.errors import WrongInput
@@ -118,6 +120,27 @@ def test_what_an_evaluation_writes(calm: Path, mnist_folder: Path, capsys: pytes
     page = (calm / "page.html").read_text()
     assert "fgsm --epsilon 0.2" in page
     assert f"robust accuracy at most {100 * len(left) / LIMIT:.1f}%" in page
+    assert "of the images searched" in page
+    assert "of all images, so far" in page
+    text = Seen(page).text
+    for stage in found["stages"]:
+        asked, low = stage["searched"] + stage["failed"], Rate(stage["remaining"], LIMIT).share
+        assert re.search(rf"{stage['name']}\s+.*?{Rate(stage['successes'], asked).share}.*?{low}", text, re.DOTALL)
+
+
+@pytest.mark.usefixtures("few_stages")
+def test_the_table_fits_a_terminal(mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both numbers under their names: success of the images searched, robust accuracy of all."""
+    assert main(command(mnist_folder, tmp_path / "E", "--epsilon", "0.2")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("stage "))
+    assert "success: of the images that a stage searched; robust accuracy: of all images" in lines[head - 1]
+    stages = verdict(tmp_path / "E")["stages"]
+    table = lines[head : head + 1 + len(stages)]
+    assert max(map(len, table)) <= 80
+    for line, stage in zip(table[1:], stages, strict=True):
+        success, left = Rate(stage["successes"], stage["searched"]).share, Rate(stage["remaining"], LIMIT).share
+        assert line.split()[:5] == [stage["name"], str(stage["searched"]), str(stage["broken"]), success, left]
 
 
 def test_the_same_again_needs_no_ray(
@@ -188,13 +211,26 @@ def test_ended_by_budgets_killed_and_resumed(
     out = tmp_path / "stormy"
     flags = ("--epsilon", "0.2", "--shard-size", "10")
     assert main(command(mnist_folder, out, *flags, "--max-seconds", "0.000001")) == 0
-    assert verdict(out)["robust_accuracy"]["value"] == 1
+    nothing = {"value": None, "interval": None, "images": 0, "of": 0}
+    assert verdict(out)["robust_accuracy"] == {"bound": "upper", "void": False} | nothing
+    assert verdict(out)["clean_accuracy"] == nothing
+    assert verdict(out)["unfinished"] == [stage.name for stage in stages_within(Ball("linf", 0.2))]
+    printed = capsys.readouterr().out
+    assert "nothing was searched: nothing is known of the robust accuracy" in printed
+    assert "%" not in printed
     assert set(verdict(out)["not_run"]) == {stage.name for stage in stages_within(Ball("linf", 0.2))}
     assert not (out / "page.html").exists()
 
     assert main(command(mnist_folder, out, *flags, "--max-queries", "15")) == 0
-    assert re.search(r"^fgsm, .*: the budget of 15 queries is spent$", capsys.readouterr().out, re.MULTILINE)
+    printed = capsys.readouterr().out
+    assert re.search(r"^fgsm, .*: the budget of 15 queries is spent$", printed, re.MULTILINE)
     (partial,) = verdict(out)["stages"]
+    clean, robust = verdict(out)["clean_accuracy"], verdict(out)["robust_accuracy"]
+    unasked = LIMIT - len(pq.read_table(out / "runs" / "fgsm" / "parts"))
+    assert (clean["of"], clean["unknown"], robust["of"]) == (LIMIT, unasked, LIMIT)
+    assert clean["images"] + clean["unknown"] >= robust["images"]
+    assert f"clean accuracy {Rate(clean['images'], LIMIT, unknown=unasked)}" in printed
+    assert f"{unasked} of {LIMIT} images were not searched and count as robust" in printed
     assert not partial["complete"]
     assert 15 <= partial["queries"] < LIMIT
     assert verdict(out)["spent"]["seconds"] > 0
