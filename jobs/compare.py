@@ -205,7 +205,8 @@ class _Side:
         asked = folder.read("evaluation.json")
         try:
             same = {"data": asked["data"], "split": asked["split"]}
-            same |= {name: asked.get(name) for name in ("norm", "epsilon", "pixels", "correct", "seed")}
+            same |= {name: asked.get(name) for name in ("norm", "pixels", "correct", "seed")}
+            same["ε in levels"] = asked.get("levels", asked.get("squared_levels"))
             same["attacks"] = frozenset(asked["attacks"].items())
             rows = read_table(folder.path / "images.parquet")
             same["images"] = frozenset(rows["image_id"].to_pylist())

@@ -371,7 +371,7 @@ class Evaluation:
             self.introduce()
             searched, broken = self._beyond(stage)
             found = success_rate(self.beyond[stage.name])
-            where = str(stage.attack.ball).replace(" = ", " ")
+            where = str(stage.attack.ball).replace(" = ", " ").partition(" (")[0]
             print(_line(stage.name, searched, broken, _low(found), f"not counted: {where}"), flush=True)
         if (tally := self.known.tallies.get(stage.name)) is None:
             return

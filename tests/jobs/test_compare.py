@@ -240,7 +240,7 @@ def test_wrong_input(runs: dict[str, str], tmp_path: Path, capsys: pytest.Captur
     assert [path.name for path in taken.iterdir()] == ["mine.txt"]
 
 
-ASKED = {"data": "d", "split": "test", "norm": "linf", "epsilon": 0.1, "correct": False, "seed": 0}
+ASKED = {"data": "d", "split": "test", "norm": "linf", "epsilon": 0.1, "levels": 25, "correct": False, "seed": 0}
 FINE = {
     "verdict": "none asked", "robust_accuracy": {"void": False}, "checks": [], "images": {"contradicted": 0},
     "unfinished": [],
@@ -272,6 +272,8 @@ def test_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["compare", *sides[::-1], "--require", "no-worse"]) == 0
     assert "B is not shown to be worse than A" in capsys.readouterr().out
     assert main(["compare", sides[0], sides[0], "--require", "no-worse"]) == 0
+    typed = evaluated(tmp_path / "typed", np.arange(40) < 10, epsilon=25 / 255)  # the same levels
+    assert main(["compare", sides[0], typed, "--require", "no-worse"]) == 0
     failed = evaluated(tmp_path / "failed", np.arange(40) < 10, failed=range(30, 34))
     assert main(["compare", sides[0], failed]) == 0
     assert f"robust accuracy of B {Rate(25, 40, unknown=4)}" in capsys.readouterr().out
@@ -311,9 +313,9 @@ def test_what_is_void_or_unfinished_compares_with_nothing(
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"epsilon": 0.2}, "another epsilon than"),
+        ({"epsilon": 0.2, "levels": 51}, "another ε in levels than"),
         ({"norm": "l2"}, "another norm than"),
-        ({"norm": None, "epsilon": None, "pixels": 1}, "another norm than"),
+        ({"norm": None, "epsilon": None, "levels": None, "pixels": 1}, "another norm than"),
         ({"seed": 7}, "another seed than"),
         ({"correct": True}, "another correct than"),
         ({"attacks": {"first": "aa", "second": "bb"}}, "other attacks than"),

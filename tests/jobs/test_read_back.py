@@ -12,6 +12,7 @@ from jobs.launch import _Tally
 from jobs.main import main
 from tests.analysis.test_page import Seen
 from workers.actor import Outcome, ShardSummary
+from workers.attacks import FGSM
 
 pytestmark = pytest.mark.usefixtures("kept_ray")
 
@@ -130,9 +131,9 @@ def test_budgets_of_which_a_larger_one_breaks_less(
     assert "keeps that image" not in shown
     assert "Of apart each budget was searched by itself" in shown
     none, all_of = Rate(0, 9), Rate(9, 9)
-    ends = f"fgsm --epsilon 0.1 {none}, fgsm --epsilon 0.2 {all_of}, the most, fgsm --epsilon 0.35 {none}"
-    assert ends in shown
-    assert f"fgsm --epsilon 0.2 turns {all_of}" in shown
+    small, middle, large = (FGSM(epsilon=epsilon).title for epsilon in (0.1, 0.2, 0.35))
+    assert f"{small} {none}, {middle} {all_of}, the most, {large} {none}" in shown
+    assert f"{middle} turns {all_of}" in shown
     assert main(["attack", "pgd", *given, "--steps", "3", "--out", str(tmp_path / "carried")]) == 0
     _, shown = told(tmp_path / "carried", capsys)
     assert "Of carried an image that a smaller budget broke keeps that image" in shown
@@ -140,18 +141,24 @@ def test_budgets_of_which_a_larger_one_breaks_less(
 
 
 def test_progress_has_a_success_for_each_budget() -> None:
-    tally = _Tally([Outcome()] * 2)
+    some = FGSM.at_each_budget({"epsilon": [0.1, 0.2]})
+    tally = _Tally(some, [Outcome()] * 2)
     assert tally.figures(2) == ""
     tally.add(ShardSummary(8, (Outcome(3, 0, 1), Outcome(4, 4, 0)), 100, 2.0))
-    assert tally.figures(2).startswith("success at each budget 0.0% to 25.0%, 100.0%, 100 queries/s, 1 failed")
+    first, second = (attack.budget for attack in some)
+    assert tally.figures(2) == f"success 0.0% to 25.0% at {first}, 100.0% at {second}, 100 queries/s, 1 failed"
     tally.lose()
-    assert tally.figures(2).startswith("success at each budget 0.0% to 40.0%, 80.0% to 100.0%")
-    nothing = _Tally([Outcome()])
+    assert "0.0% to 40.0% at" in tally.figures(2)
+    assert "80.0% to 100.0% at" in tally.figures(2)
+    assert tally.figures(2).endswith("3 failed")
+    nothing = _Tally(some[:1], [Outcome()])
     nothing.add(ShardSummary(4, (Outcome(),), 4, 1.0))
     assert nothing.figures(1).startswith("nothing searched")
-    many = _Tally([Outcome()] * 9)
+    many = _Tally(FGSM.at_each_budget({"epsilon": [n / 10 for n in range(1, 10)]}), [Outcome()] * 9)
     many.add(ShardSummary(9, tuple(Outcome(8, hits) for hits in range(9)), 9, 1.0))
-    assert "0.0%, 12.5%, 25.0%, …, 100.0%" in many.figures(1)
+    assert many.figures(1).count("%") == 2
+    assert "0.0% at" in many.figures(1)
+    assert "100.0% at" in many.figures(1)
 
 
 def test_a_page_is_written_over_only_where_it_is_named(
