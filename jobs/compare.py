@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 
 from jobs.evaluation import EvaluationFolder
 from jobs.examples import examples
@@ -16,6 +16,7 @@ from jobs.frozen import on_disk
 from jobs.progress import say
 from jobs.recorded import RecordedRun, open_run
 from jobs.typed import word
+from workers.budgets import number
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.parquet import read_table
@@ -61,6 +62,10 @@ app = App(
 )
 
 
+def _share(kind: type[float], tokens: Sequence[Token]) -> float:
+    return number(tokens[0].value)
+
+
 @app.default
 def compare(
     first: str,
@@ -69,7 +74,7 @@ def compare(
     *,
     out: str | None = None,
     require: str | None = None,
-    margin: Annotated[float, Parameter(negative="")] = 0.0,
+    margin: Annotated[float, Parameter(negative="", converter=_share)] = 0.0,
 ) -> int:
     """
     Args:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 done; 1 it ran and something failed; 2 wrong input, told in one line on standard error; 130 interrupted.
     """
     signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers send it: end as for Ctrl-C
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = _joined(sys.argv[1:] if arguments is None else arguments)
     try:
         return _app(given)(given, exit_on_error=False, print_error=False) or Exit.DONE
     except (CycloptsError, ValidationError, WrongInput) as error:
@@ -79,6 +80,17 @@ def _app(arguments: Sequence[str]) -> App:
     if len(arguments) > 1 and arguments[0] == "attack":
         attack.add_named(arguments[1])
     return app
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments, each negative quotient joined to its flag: ``-1/255`` would be taken for a flag itself."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and re.fullmatch("--[^=]+", joined[-1]) and re.fullmatch(r"-[\d.e-]+/[\d.e-]+", argument, re.ASCII):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _version() -> str:

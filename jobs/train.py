@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.examples import examples
 from jobs.exits import DEFENSE_PARAMETERS, Interrupted
 from jobs.progress import progress, say
-from workers.budgets import Number
+from workers.budgets import Number, spelled
 from workers.errors import WrongInput
 from workers.images import Dataset, Layout
 from workers.sources import is_single_file, load_data
-from workers.training.defense import Defense
+from workers.training.defense import BallDefense, Defense
 from workers.training.defenses import DEFENSES, defense_kind
 from workers.training.plain import Plain
 
@@ -94,7 +94,10 @@ def _command(kind: type[Defense]) -> Any:
         training = load_data(data, "train" if test_data is None else None, layout=layout, say=say)
         test = load_data(test_data or data, "test" if test_data is None else None, layout=layout, say=say)
         recipe = Recipe(**(options or TrainOptions()).model_dump())
-        table = train_model(training, test, recipe, out, parameters or kind())
+        given = parameters or kind()
+        if isinstance(whole := given.for_images(training.shape), BallDefense) and whole != given:
+            say(f"L∞ ε = {spelled(whole.radius)}: the default for such images; --epsilon takes another")
+        table = train_model(training, test, recipe, out, whole)
         print("test images by label (row) and prediction (column):")
         width = len(str(max(map(max, table)))) + 1
         for row in table:

@@ -5,6 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from workers.budgets import spelled
 from workers.errors import WrongInput
 from workers.parameters import Parameters
 
@@ -70,9 +71,10 @@ class Attack(Parameters):
         budgets = [attack.ball.limit if attack.ball else getattr(attack, cls.BUDGET) for attack in attacks]
         if len(set(budgets)) != len(budgets):
             twice = next(budget for budget in budgets if budgets.count(budget) > 1)
-            same = [str(value) for value, budget in zip(values, budgets, strict=True) if budget == twice]
+            typed = [spelled(value) if isinstance(value, float) else str(value) for value in values]
+            same = [text for text, budget in zip(typed, budgets, strict=True) if budget == twice]
             raise WrongInput(
-                f"--{cls.BUDGET.replace('_', '-')}: expected different values, got {', '.join(map(str, values))}"
+                f"--{cls.BUDGET.replace('_', '-')}: expected different values, got {', '.join(typed)}"
                 + f": {' and '.join(same)} are the same in whole levels" * (len(set(same)) > 1)
             )
         return tuple(sorted(attacks, key=lambda attack: getattr(attack, cls.BUDGET or "")))
