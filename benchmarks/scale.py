@@ -108,8 +108,8 @@ def time_shards(session: Session, recipe: ModelRecipe) -> None:
     print(f"\n{'workers':>7} {'shards':>7} {'seconds':>8} {'driver ms a shard':>18}")
     for count in (1, 2):
         pool = a_pool(session, count)
-        searched(pool, recipe, FGSM(), nothing, np.arange(20), 1)  # the model is built, the code is warm
-        seconds, processor, shards = searched(pool, recipe, FGSM(), nothing, np.arange(1000), 1)
+        searched(pool, recipe, FGSM(epsilon=0.01), nothing, np.arange(20), 1)  # the model is built, the code is warm
+        seconds, processor, shards = searched(pool, recipe, FGSM(epsilon=0.01), nothing, np.arange(1000), 1)
         print(f"{count:>7} {shards:>7} {seconds:>8.2f} {1000 * processor / shards:>18.2f}")
         pool.stop()
     print("waiting for one of", end="")

@@ -318,7 +318,7 @@ def tell(judged: Judged) -> int:
         )
         for found in report.cells:
             tprs = [percent(at.tpr.value if at.tpr else None) for at in found.at]
-            length = "–" if found.l2 is None else f"{found.l2:.2f}"
+            length = "–" if found.l2 is None else f"{found.l2:.3g}"
             success, evaded = found.success.share, found.at[0].evaded.share
             print(f"  {found.name:<{width}} {success:>8} {length:>6} {tprs[0]:>11} {tprs[1]:>7} {evaded:>18}")
     for each in several(judged.named, reports):

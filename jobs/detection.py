@@ -244,7 +244,7 @@ class Detection:
             return ""
         far = float(np.median(found.l2[evaded]))
         said = f"at any distance {best.name} gets {found.evasion(threshold)} through, at a "
-        said += f"median L2 of {far:.2f}"
+        said += f"median L2 of {far:.3g}"
         alone = next(attack for attack in naive if attack.name == "ddn")
         own = alone.prediction if alone.bare_prediction is None else alone.bare_prediction
         turned = (own != alone.label) & (own != UNANSWERED)

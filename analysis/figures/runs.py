@@ -17,6 +17,7 @@ from analysis.figures.heat import heat_map
 from analysis.figures.style import BAD, CLASSES, STYLES, WIDTH, new_figure, styled
 from analysis.statistics import Rate, median
 from analysis.summary import asked_rows, failed_rows, searched_rows, success_rate
+from workers.budgets import spelled
 from workers.results import Status
 
 if TYPE_CHECKING:
@@ -354,7 +355,7 @@ def _budget_figure(runs: Sequence[Sequence[_Searches]], axis: str) -> "Figure":
                 capsize=3, label=name,
             )  # fmt: skip
         if len(values) <= 12:
-            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.set_xticks(values, [spelled(value) for value in values])
         axes.set(xlabel=axis, ylabel="success (% of searches)", ylim=(-2, 102))
         figure.legend(loc="outside lower left")
     return figure

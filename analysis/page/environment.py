@@ -101,4 +101,7 @@ def _levels(distance: float | None) -> str:
 
 
 def _number(value: float | None, digits: int = 2) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    if value is None:
+        return "–"
+    shown = f"{value:.{digits}f}"
+    return f"{value:.2g}" if value and not float(shown) else shown

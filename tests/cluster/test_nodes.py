@@ -68,10 +68,19 @@ def test_a_shard_is_not_to_blame_for_nodes_that_are_lost(
                 threading.Timer(1, cluster.kill_node, [0]).start()
             images, part = random_images((1, 4, 4), 3, 0), Place.of(tmp_path / "part.parquet")
             few = np.zeros(3, int)
-            return Shard(str(work), model, (FGSM(),), 0, np.arange(3), images, few, None, "all", 16, 64, part, part)
+            return Shard(
+                str(work), model, (FGSM(epsilon=0.1),), 0, np.arange(3), images, few, None, "all", 16, 64, part, part
+            )
 
         queue = Queue(
-            pool, [Work(0)], load, lambda _: 3, model=model, attacks=(FGSM(),), folder=Place.of(tmp_path), timeout=60
+            pool,
+            [Work(0)],
+            load,
+            lambda _: 3,
+            model=model,
+            attacks=(FGSM(epsilon=0.1),),
+            folder=Place.of(tmp_path),
+            timeout=60,
         )
         events = [event for event in queue if event is not None]
         pool.stop()

@@ -23,7 +23,7 @@ from workers.models.loading import read_model
 from workers.places import Place
 
 ROWS = 3
-ATTACKS = (FGSM(),)
+ATTACKS = (FGSM(epsilon=0.1),)
 KILLS, ONCE, HANGS, STARVES = 200, 100, 201, 202
 """What the model does when it sees this level in an image's corner."""
 

@@ -143,6 +143,22 @@ def test_the_table_fits_a_terminal(mnist_folder: Path, tmp_path: Path, capsys: p
         assert line.split()[:5] == [stage["name"], str(stage["searched"]), str(stage["broken"]), success, left]
 
 
+def test_the_levels_of_a_budget_are_said_beside_it(
+    few_stages: None, mnist_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(mnist_folder, tmp_path / "E", "--epsilon", "0.031", "--limit", "10")) == 0
+    err = capfd.readouterr().err
+    lost = "L∞ ε = 0.031 is 7.905 levels of 255, images have whole ones: 7/255 is searched"
+    assert err.index(lost) < err.index("robust accuracy within L∞ ε = 0.031 (7/255)")
+    asked = json.loads((tmp_path / "E" / "evaluation.json").read_text())
+    assert (asked["norm"], asked["epsilon"], asked["levels"]) == ("linf", 0.031, 7)
+    assert verdict(tmp_path / "E")["threat"] == {"norm": "linf", "epsilon": 0.031, "levels": 7}
+    page = (tmp_path / "E" / "page.html").read_text()
+    assert "10 images within L∞ ε = 0.031 (7/255)" in page
+    assert main(command(mnist_folder, tmp_path / "E", "--epsilon", "8/255", "--limit", "10")) == 2
+    assert "epsilon" in capfd.readouterr().err
+
+
 def test_the_same_again_needs_no_ray(
     calm: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,6 +25,20 @@ def test_a_defense_s_flags_reach_its_model(tmp_path: Path, capfd: pytest.Capture
     assert "trained with defense pgd, not none" in capfd.readouterr().err
 
 
+def test_the_radius_of_a_defense_is_that_of_the_images_unless_given(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    flags = ["--defense", "pgd", "--steps", "2", "--step-size", "8/255", "--out", str(model)]
+    assert main([*DIGITS, *flags]) == 0
+    said = json.loads((model / "model.json").read_text())["training"]
+    assert (said["epsilon"], said["step_size"]) == (0.3, 8 / 255)
+    assert "L∞ ε = 0.3: the default for such images" in capfd.readouterr().err
+    assert main([*DIGITS, *flags, "--epsilon", "3/10"]) == 0  # the same training
+    assert "default" not in capfd.readouterr().err
+    assert main([*DIGITS, *flags, "--epsilon", "0.2"]) == 2
+
+
 def test_a_defense_of_two_trainings_tells_both_and_is_resumed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
