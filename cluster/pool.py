@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import workers
 from cluster.session import Session
 from workers.actor import SharedModel
-from workers.errors import WrongInput, in_one_line
+from workers.errors import Failed, WrongInput, in_one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ class SearchPool:
 
         Raises:
             WrongInput: when no node of the cluster can hold such an actor in the time that resources allow.
-            RuntimeError: when no actor can be started.
+            Failed: when no actor can be started.
         """
         import ray
 
@@ -104,7 +104,7 @@ class SearchPool:
                     self.drop(actor)
                     reason = in_one_line(error)[:500]
                     if not self.actors:
-                        raise RuntimeError(f"a worker could not be started: {reason}") from None
+                        raise Failed(f"a worker could not be started: {reason}") from None
                     self.say(f"a worker could not be started: {reason}")
                 else:
                     self.device = self.device or device
@@ -154,7 +154,7 @@ class SearchPool:
         """The batch that fits the GPU of every actor that runs now, tried on images uint8 ``[n, C, H, W]``.
 
         Raises:
-            RuntimeError: when the model fails on all of them.
+            Failed: when the model fails on all of them.
         """
         import ray
 
@@ -169,7 +169,7 @@ class SearchPool:
                 except ray.exceptions.RayError as error:
                     problem = in_one_line(error)[:500]
         if not fitting:
-            raise RuntimeError(f"no worker can try the model: {problem}")
+            raise Failed(f"no worker can try the model: {problem}")
         return min(fitting)
 
     def stop(self) -> None:

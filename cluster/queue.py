@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from cluster.pool import SearchPool
 from workers.actor import Introduction, Shard, ShardSummary, SharedModel, WorkerBroken
 from workers.attacks.attack import Attack
-from workers.errors import StorageError, WrongInput, in_one_line
+from workers.errors import Failed, StorageError, WrongInput, in_one_line
 from workers.places import Place
 from workers.versions import versions
 
@@ -114,7 +114,7 @@ class Queue:
     Raises:
         WrongInput: when no actor is fit for the search from the start: other versions, another device or folder.
         StorageError: when a part could not be written, several times, or no part by all actors as often.
-        RuntimeError: when no actor is left, or none has been there for as long as the pool's patience allows.
+        Failed: when no actor is left, or none has been there for as long as the pool's patience allows.
     """
 
     def __init__(
@@ -367,9 +367,9 @@ class Queue:
         """
         if self._unfit and not self._pool.actors:
             problem = f"no worker is fit for this search: {self._unfit[-1]}"
-            raise RuntimeError(problem) if self._present else WrongInput(problem)
+            raise Failed(problem) if self._present else WrongInput(problem)
         if seconds > self._pool.resources.patience:
-            raise RuntimeError(
+            raise Failed(
                 f"no worker has been there for {seconds:.0f} s (--worker-timeout); run the same command again to go on"
             )
 

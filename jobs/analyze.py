@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
+from jobs.interruption import keeping
 from jobs.progress import Parts, progress, say
 from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.report import run_views, write_page
@@ -91,7 +92,7 @@ def analyze(
     require_one_subject(recorded)
     parts.begin("loading")
     subject = recorded[0].subject()
-    with exclusive(out):
+    with keeping(out), exclusive(out):
         exhibits = analysed(recorded, subject, out, options, parts)
         parts.begin("figures and tables")
         write_exhibits(exhibits, out)

@@ -1,6 +1,7 @@
 """``brittle attack``: search for adversarial images with one attack."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_origin
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import PARAMETERS, Exit, one_line
+from jobs.interruption import keeping
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
 from jobs.recorded import open_run
@@ -23,7 +25,7 @@ from workers.places import Place
 from workers.remedies.remedies import NONE
 from workers.results import Status
 
-__all__ = ["add_named", "app", "flag_of"]
+__all__ = ["add_named", "app", "app_for", "flag_of"]
 
 app = App(
     name="attack",
@@ -114,7 +116,7 @@ def _command(kind: type[Attack]) -> Any:
         remedies = NONE if as_given else probe.remedies
         if kind.CERTIFIES:  # what is proved of another view of the model is not proved of it
             remedies = remedies.answering
-        with WorkerHost(where) as host:
+        with keeping(place), WorkerHost(where) as host:
             summaries = launch(
                 attacks,
                 loaded.searched_as(remedies),
@@ -155,6 +157,17 @@ def _add(kind: type[Attack]) -> None:
 
 for _kind in ATTACKS.values():
     _add(_kind)
+
+
+def app_for(arguments: Sequence[str]) -> App:
+    """The command, with that of the toolkit's attack that its arguments name.
+
+    Raises:
+        WrongInput: when there is no such attack, or its toolkit is not installed.
+    """
+    if arguments:
+        add_named(arguments[0])
+    return app
 
 
 def add_named(name: str) -> None:

@@ -13,6 +13,7 @@ from jobs.examples import examples
 from jobs.exits import Exit
 from jobs.first_look import require_own_answers
 from jobs.frozen import FrozenFolder, on_disk
+from jobs.interruption import keeping
 from jobs.launch import Where, WorkerHost
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject, load_training
@@ -20,7 +21,7 @@ from jobs.threat import DetectorThreatFlags, adaptive_searches, naive_searches, 
 from jobs.typed import changed, flags
 from jobs.typed import command as typed
 from workers.budgets import Number
-from workers.errors import WrongInput
+from workers.errors import Failed, WrongInput
 from workers.files import write_whole
 from workers.places import Place
 from workers.sources import is_single_file, load_data
@@ -210,7 +211,7 @@ def judge(
     }
     if folder.exists:
         folder.compare(asked)
-    with folder.locked():
+    with keeping(folder.path), folder.locked():
         if fresh := not folder.exists:
             folder.create(asked)
         else:
@@ -232,7 +233,7 @@ def judge(
                 try:
                     reports.append(detection.report(each, attacked))
                 except WrongInput as error:  # a detector that failed on its way is no wrong input
-                    raise RuntimeError(f"{error}; what is done is kept: the same command goes on") from None
+                    raise Failed(f"{error}; what is done is kept: the same command goes on") from None
                 publish(folder, reports, detection, named, command)
             exhibits = detection_exhibits(reports)  # once: they take longer than a page
             write_exhibits(exhibits, folder.path / "figures")

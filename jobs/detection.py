@@ -29,7 +29,7 @@ from workers.attacks import JSMA, Adaptive, Attack
 from workers.detectors.guarded import Guarded, Judged
 from workers.detectors.scoring import fresh_noise, reconstruct_images
 from workers.detectors.vae import VAEKL
-from workers.errors import WrongInput
+from workers.errors import Failed, WrongInput
 from workers.evaluation.answers import UNANSWERED, answers, margins
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.scores import predicted
@@ -431,7 +431,7 @@ class Detection:
         (table,) = folder.tables(folder.plan())
         kept = table.filter(pc.not_equal(table["status"].cast("string"), str(Status.FAILED)))
         if not len(kept):
-            raise RuntimeError(f"{place}: every search failed: {table['error'][0]}; --retry-failed tries again")
+            raise Failed(f"{place}: every search failed: {table['error'][0]}; --retry-failed tries again")
         return kept
 
     def _noise(self, one: Guard) -> AttackRows:

@@ -7,6 +7,7 @@ from cyclopts import App, Group, Parameter
 
 from jobs.evaluation import Budget, Evaluation, EvaluationFolder, Question
 from jobs.examples import examples
+from jobs.interruption import keeping
 from jobs.launch import Images, Selection, Where, WorkerHost, resolve
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject
@@ -87,7 +88,7 @@ def evaluate(
         folder.compare(asked)
     given = loaded.searched_as(probe.remedies.answering)
     ids = resolve(given, Selection(**images.model_dump())).ids
-    with folder.locked():
+    with keeping(folder.path), folder.locked():
         if fresh := not folder.exists:
             folder.create(asked)
         else:

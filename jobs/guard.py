@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.exits import Interrupted
 from jobs.first_look import look_at_detector
+from jobs.interruption import keeping
 from jobs.progress import Progress, progress, say
 from jobs.subject import Subject
 from jobs.train import epochs_of, followed
@@ -311,13 +311,12 @@ def fit(named: Named, detector: "Detector", training: "Dataset", networks: Path,
     before = torch.get_num_threads()
     torch.set_num_threads(joblib.cpu_count())
     try:
-        load_networks(named.recipe, detector, training, networks)
+        with keeping(networks):
+            load_networks(named.recipe, detector, training, networks)
         torch.set_num_threads(before)
         detector.eval().requires_grad_(False)
         with _followed(named.text) as on_step:
             detector.fit(torch.tensor(training.images), torch.tensor(training.labels), seed=seed, on_step=on_step)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted: finished epochs are kept; run the same command again to resume") from None
     finally:
         torch.set_num_threads(before)
     write_whole(kept, pack_weights(detector))

@@ -200,14 +200,12 @@ def launch(
             if plan is not None:
                 run.compare(plan)
             plan = run.complete(plan, resolved)
-        except (WrongInput, KeyboardInterrupt) as error:
+        except (WrongInput, KeyboardInterrupt):
             if plan is None:
                 folder.sweep()  # the probes of workers that were left out
                 if folder.parts.names():  # it was the last sweep that was interrupted
                     raise
                 folder.forget()
-            if isinstance(error, KeyboardInterrupt):
-                raise Interrupted("interrupted before the search began") from None
             raise
     from analysis.reservations import reservations
     from analysis.summary import SUMMARISED, summarise

@@ -1,22 +1,47 @@
-"""The command line: gathers the commands, and turns what they raise into exit codes."""
+"""The command line: finds the command, and turns what it raises into exit codes."""
 
 import errno
 import os
 import re
-import signal
+import select
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
+from io import UnsupportedOperation
+from pathlib import Path
 
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
 from jobs.exits import Exit, Interrupted, one_line
+from jobs.interruption import interruptible
 from jobs.progress import say
-from workers.errors import WrongInput
+from workers.errors import Failed, StorageError, WrongInput
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "analyze": "Look at what adversarial images do inside a model: maps of its representations, changes of "
+    "activations.",
+    "attack": "Search for adversarial images with one attack, on Ray, into a folder of Parquet parts.",
+    "compact": "Merge a run's many small parts into few large ones.",
+    "compare": "Compare two runs, or two evaluations, of the same images: two models, two versions or two attacks.",
+    "data": "Fetch, verify and cache a named data set: mnist, fashion-mnist or digits.",
+    "detect": "Judge detectors of adversarial images, each attacked by searches that know it.",
+    "evaluate": "Bound the robust accuracy of a model within a threat, by attacks from cheap to dear.",
+    "report": "Write runs of one model and data set as one self-contained HTML page.",
+    "run": "The seed's experiment on real data, from training to the page.",
+    "status": "Show how far a run is and what it has found so far; of an evaluation, a detection or an experiment, "
+    "all of its runs.",
+    "train": "Train the seed's CNN, by a defense or by none, and keep a checkpoint after every epoch.",
+    "transfer": "Try the adversarial images of each model on every other.",
+    "verify": "Replay every stored image of a run through its model and compare each row.",
+}
+"""The commands, each ``jobs.NAME``, and the first sentence of its help: no other module is loaded to list them."""
+
+_DEBUG = "--debug"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,64 +50,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done; 1 it ran and something failed; 2 wrong input, told in one line on standard error; 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, _interrupt)  # `ray job stop` and schedulers send it: end as for Ctrl-C
-    given = _joined(sys.argv[1:] if arguments is None else arguments)
-    try:
-        return _app(given)(given, exit_on_error=False, print_error=False) or Exit.DONE
-    except (CycloptsError, ValidationError, WrongInput) as error:
-        say(f"brittle: {one_line(error)}")
-        return Exit.WRONG_INPUT
-    except Interrupted as interruption:
-        say(str(interruption))
-        return Exit.INTERRUPTED
-    except KeyboardInterrupt:
-        say("interrupted")
-        return Exit.INTERRUPTED
-    except BrokenPipeError:  # who reads the output has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        return Exit.DONE
-    except Exception as error:
-        if not isinstance(error, RuntimeError | OSError) and not _is_from_ray(error):
-            raise  # a fault of brittle's own, whose traceback is wanted
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = _DEBUG in given or os.environ.get("BRITTLE_DEBUG", "") not in ("", "0")
+    given = _joined(word for word in given if word != _DEBUG)
+    with interruptible():
+        try:
+            code = _app(given)(given, exit_on_error=False, print_error=False) or Exit.DONE
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except (Exception, KeyboardInterrupt, SystemExit) as error:
+            if debug:
+                traceback.print_exc()
+            return _told(error)
+    return code
+
+
+def _told(error: BaseException) -> Exit:
+    """Says what ended a command, in one line; returns the exit code."""
+    met: BaseException | None = error
+    while met is not None and not isinstance(met, Interrupted | KeyboardInterrupt):
+        met = met.__context__
+    error = met or error  # what fails while an interrupted command ends, since its terminal is closed, ends nothing
+    match error:
+        case Interrupted():
+            say(str(error))
+            return Exit.INTERRUPTED
+        case KeyboardInterrupt():
+            say("interrupted; run the same command again")
+            return Exit.INTERRUPTED
+        case CycloptsError() | ValidationError() | WrongInput() | OSError(errno=errno.ENAMETOOLONG):
             say(f"brittle: {one_line(error)}")
             return Exit.WRONG_INPUT
-        say(f"brittle: failed: {one_line(error)}")
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):  # rich's
+        return Exit.DONE
+    if isinstance(error, OSError) and (reason := _output_is_lost()):
+        if reason == errno.EPIPE:  # who reads it has had enough
+            return Exit.DONE
+        say(f"brittle: failed: standard output: {os.strerror(reason)}")
         return Exit.FAILED
+    if isinstance(error, Failed | StorageError):
+        say(f"brittle: failed: {one_line(error)}")
+    else:  # nobody foresaw it
+        said, kind = one_line(error), type(error).__name__
+        say(f"brittle: failed: {kind if said == kind else f'{kind}: {said}'}; {_DEBUG} shows where")
+    return Exit.FAILED
+
+
+def _output_is_lost() -> int:
+    """The number of the error that standard output gives, 0 when it is well; it is given up then."""
+    try:
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(sys.stdout, select.POLLOUT)
+        reason = errno.EPIPE if any(events & select.POLLERR for _, events in poll.poll(0)) else 0
+    except UnsupportedOperation:  # no file: a test's
+        return 0
+    except OSError as error:
+        reason = error.errno or errno.EIO
+    if reason:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+    return reason
 
 
 def _app(arguments: Sequence[str]) -> App:
-    from jobs import (
-        analyze,
-        attack,
-        compact,
-        compare,
-        data,
-        detect,
-        evaluate,
-        report,
-        run,
-        status,
-        train,
-        transfer,
-        verify,
-    )
-
+    """The commands, of which only the one that the arguments name is loaded."""
     app = App(
         name="brittle",
         help="Adversarial-attack search and detector evaluation for image classifiers, spread over Ray.",
+        help_epilogue=f"{_DEBUG} behind any command, or BRITTLE_DEBUG=1, shows where in the code it failed.",
         version=_version,
         result_action="return_value",
     )
-    for module in (data, attack, evaluate, detect, transfer, verify, status, analyze, report, compare, compact, run):
-        app.command(module.app)
-    app.command(train.app_for(arguments[1:] if arguments[:1] == ["train"] else ()))
-    if len(arguments) > 1 and arguments[0] == "attack":
-        attack.add_named(arguments[1])
+    named = arguments[0] if arguments else ""
+    for name, summary in COMMANDS.items():
+        if name != named:
+            app.command(f"jobs.{name}:app", name=name, help=summary)
+            continue
+        module = import_module(f"jobs.{name}")
+        app.command(module.app_for(arguments[1:]) if hasattr(module, "app_for") else module.app)
     return app
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
+def _joined(arguments: Iterable[str]) -> list[str]:
     """The arguments, each negative quotient joined to its flag: ``-1/255`` would be taken for a flag itself."""
     joined: list[str] = []
     for argument in arguments:
@@ -97,17 +146,7 @@ def _version() -> str:
     try:
         return version("brittle")
     except PackageNotFoundError:
-        return "from a source tree"
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _is_from_ray(error: Exception) -> bool:
-    """Whether Ray itself failed: a node that died, an object that was lost."""
-    ray = sys.modules.get("ray")
-    return ray is not None and isinstance(error, ray.exceptions.RayError)
+        return f"from a source tree in {Path(__file__).parent.parent}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
@@ -70,7 +70,8 @@ def progress(total: int, title: str, unit: str = "images") -> Iterator[Progress]
 
 def say(line: str) -> None:
     """Tells the user something that is not a result: one line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that was closed, a disk that is full
+        print(line, file=sys.stderr, flush=True)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from jobs.analyze import AnalysisOptions, analysed
 from jobs.detect import Judged, Question, judge
 from jobs.examples import examples
 from jobs.exits import Exit
+from jobs.interruption import keeping
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import Parts, say
 from jobs.recorded import RecordedRun, open_runs
@@ -149,7 +150,7 @@ def run(
         if number >= classes:
             raise WrongInput(f"{flag}: {data} has classes 0 to {classes - 1}, got {number}")
     page, named = out / "page.html", SubjectOptions(model=str(out / "model"), data=data, split="test", layout=layout)
-    with WorkerHost(where or Where()) as host:
+    with keeping(out), WorkerHost(where or Where()) as host:
         if not page.exists():
             parts.begin("Ray")
             host.pool()  # before the training, so that workers that do not fit are refused at once

@@ -11,7 +11,7 @@ import joblib
 import numpy as np
 import torch
 
-from jobs.exits import Interrupted
+from jobs.interruption import keeping
 from jobs.progress import progress
 from jobs.train import epochs_of, followed, train_model
 from workers.evaluation.answers import answers
@@ -120,13 +120,9 @@ class Workshop:
             of=victim.content_hash,
         )
         rounds, queries = how.rounds + 1, 0
-        try:
+        with keeping(place):
             for done, _ in followed(run, rounds, -(-how.steps(len(self.first)) // rounds), f"the substitute of {name}"):
                 queries = done.queries
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted: {place} keeps the finished rounds; run the same command again to resume"
-            ) from None
         what = f"learned from {queries} answers of {name}, of {len(self.first)} images at first"
         return Made(f"substitute-{name}", what, place, queries)
 
@@ -152,9 +148,6 @@ def quick_surrogate(images: Dataset, folder: Path) -> ModelRecipe:
     steps = len(images) // size
     recipe = Recipe(epochs=-(-QUICK_STEPS // steps), batch_size=size, learning_rate=QUICK_RATE, seed=SEED)
     seen = Dataset(images.images[:1000], images.labels[:1000], images.split, images.name)
-    try:
-        for _ in epochs_of(images, seen, recipe, folder, Plain(), lambda stage: "training a surrogate"):
-            pass
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted while training a surrogate; run the same command again to resume") from None
+    for _ in epochs_of(images, seen, recipe, folder, Plain(), lambda stage: "training a surrogate"):
+        pass
     return read_model(str(folder))

@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +11,8 @@ from cyclopts import App, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.examples import examples
-from jobs.exits import DEFENSE_PARAMETERS, Interrupted
+from jobs.exits import DEFENSE_PARAMETERS
+from jobs.interruption import keeping
 from jobs.progress import progress, say
 from workers.budgets import Number, spelled
 from workers.errors import WrongInput
@@ -136,7 +136,7 @@ def train_model(
     def title(stage: "Stage") -> str:
         return "training" if stage.folder == out else f"training the {stage.title}"
 
-    with _interruptible(out):
+    with keeping(out):
         for stage, epoch, _ in epochs_of(training, test, recipe, out, defense or Plain(), title):
             what = "" if stage.folder == out else f"{stage.title}, "
             reached = f"loss {epoch.loss:.4f}, test accuracy {epoch.accuracy:.2%}"
@@ -203,16 +203,6 @@ def followed(
             if kept := epoch.epoch > seen:
                 bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
             yield epoch, not kept
-
-
-@contextmanager
-def _interruptible(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise Interrupted(
-            f"interrupted: {out} keeps the finished epochs; run the same command again to resume"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from jobs.examples import examples
 from jobs.exits import Exit
 from jobs.first_look import require_own_answers
 from jobs.frozen import FrozenFolder, on_disk
+from jobs.interruption import keeping
 from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
 from jobs.subject import Subject, load_training, numbers
@@ -25,7 +26,7 @@ from jobs.typed import changed, flags
 from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.budgets import Number
-from workers.errors import WrongInput
+from workers.errors import Failed, WrongInput
 from workers.files import write_whole
 from workers.images import Dataset, Layout
 from workers.parquet import read_table
@@ -181,7 +182,7 @@ def transfer(
     if folder.exists:
         folder.compare(asked)
     job = _Transfer(victims, dataset, training, folder, trained, host, ball, question, kinds, attacks, retry_failed)
-    with folder.locked(), host:
+    with keeping(folder.path), folder.locked(), host:
         if fresh := not folder.exists:
             job.require_images()
             folder.create(asked)
@@ -419,7 +420,7 @@ class _Transfer:
         failed = pc.equal(rows["status"].cast("string"), str(Status.FAILED))
         lost, rows = rows.filter(failed)["image_id"].to_numpy(), rows.filter(pc.invert(failed))
         if not len(rows):
-            raise RuntimeError(f"{run.place}: every search failed; --retry-failed tries again")
+            raise Failed(f"{run.place}: every search failed; --retry-failed tries again")
 
         def with_lost(table: pa.Table) -> pa.Table:
             """Behind the answers the images that the search failed on, to which there are none."""

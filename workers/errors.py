@@ -2,13 +2,20 @@
 
 from pydantic import ValidationError
 
-__all__ = ["StorageError", "WrongInput", "first_problem", "in_one_line"]
+__all__ = ["Failed", "StorageError", "WrongInput", "first_problem", "in_one_line"]
 
 
 class WrongInput(ValueError):
     """Something the user gave is wrong; the message says in one line what was expected and what came.
 
     The command line prints the message on standard error and ends with exit code 2.
+    """
+
+
+class Failed(RuntimeError):
+    """What was asked for began and cannot be brought to its end; the message says why, and what can be done.
+
+    The command line prints the message and ends with exit code 1.
     """
 
 
