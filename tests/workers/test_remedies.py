@@ -161,7 +161,16 @@ def test_what_no_remedy_lifts_is_said_to_fail(base: nn.Module, mnist: Dataset) -
     assert failed == {"saturated or quantised outputs", "non-differentiable step"}
     assert not blind.searchable
     nan = probe(Defended(base, lambda model, x: model(x) / (x.amax(dim=(1, 2, 3))[:, None] < 1)).eval(), images)
-    assert [(check.name, check.state) for check in nan.checks] == [("finite answers", State.FAILED)]
+    assert nan.checks[0].name == "finite answers"
+    assert nan.checks[0].state == State.REMEDIED
+    assert {check.name for check in nan.checks} > {"zero gradients", "masked gradients"}
+    silent = probe(Defended(base, lambda model, x: model(x) * torch.nan).eval(), images)
+    assert [(check.name, check.state) for check in silent.checks] == [("finite answers", State.FAILED)]
+    root = probe(Defended(base, lambda model, x: model(x.sqrt())).eval(), images)
+    named = {check.name: check for check in root.checks}
+    assert named["finite gradients"].state == State.REMEDIED
+    assert "% of the derivatives are not finite" in named["finite gradients"].reason
+    assert named["zero gradients"].state == State.PASSED
     by_logits = probe(Defended(base, nearest).eval(), images, gradients=False)
     assert {check.name for check in by_logits.checks if check.state == State.FAILED} < failed
 

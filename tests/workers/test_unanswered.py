@@ -5,11 +5,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from analysis.replay import first_difference
+from tests.conftest import random_images
 from tests.workers.planted_cases import Planted, drawn, judged
-from workers.attacks import ATTACKS
+from tests.workers.test_fgsm import predictions
+from workers.attacks import ATTACKS, OnePixelExact, attack_named
 from workers.attacks.attack import Attack
+from workers.evaluation.chain import read_chain
 from workers.images import Dataset
 from workers.results import SearchResult, Status
 
@@ -147,3 +152,105 @@ def test_searches_agree_with_float64() -> None:
 @pytest.mark.slow
 def test_searches_agree_with_float64_ten_thousand_times() -> None:
     tried(10_000, 6)
+
+
+class Root(nn.Module):
+    """A linear network on √x, whose slope at black is infinite unless something is added."""
+
+    def __init__(self, added: float, features: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(6)
+            self.linear = nn.Linear(features, 4)
+        self.added = added
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.linear((images.flatten(1) + self.added).sqrt())
+        return found
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("jsma", {"gamma": 0.9}),
+        ("jsma", {"map": "pair", "gamma": 0.9}),
+        ("jsma", {"map": "classes", "gamma": 0.9}),
+        ("fgsm", {"epsilon": 0.5}),
+        ("ifgsm", {"steps": 60, "step_size": 0.02}),
+        ("pgd", {"epsilon": 0.7, "steps": 20}),
+        ("pgd", {"epsilon": 4.0, "norm": "l2", "steps": 20}),
+        ("apgd", {"epsilon": 0.7, "steps": 20}),
+        ("ddn", {"steps": 40}),
+        ("adaptive", {"steps": 40}),
+        ("adaptive", {"form": "penalty", "steps": 60}),
+        ("torchattacks:PGD", {"eps": 0.7, "steps": 20}),
+        ("foolbox:LinfFastGradientAttack", {"epsilon": 0.5}),
+    ],
+)
+def test_features_without_a_finite_gradient_are_left_out(name: str, parameters: dict[str, Any]) -> None:
+    images = np.random.default_rng(9).integers(40, 200, (8, 1, 6, 6), dtype=np.uint8)
+    images[:, :, :, 0] = 0
+    twin, model = Root(1e-4, 36), Root(0.0, 36)
+    labels = predictions(model, images)
+    assert np.array_equal(labels, predictions(twin, images))
+    attack = attack_named(name)(**parameters)
+    found, finite = attack(model, images, labels), attack(twin, images, labels)
+    assert finite.success.all()
+    assert found.success.all() or (name == "torchattacks:PGD" and found.success.sum() >= 5)  # it comes back to black
+    assert "gradients_not_finite" not in finite.by_products
+    if name not in ("pgd", "apgd", "torchattacks:PGD"):  # these start elsewhere
+        shares = found.by_products["gradients_not_finite"]
+        assert (shares > 0).all()
+        assert (shares <= 1 / 3).all()
+    if name == "jsma":  # black features stay black
+        assert not found.adversarial[:, :, :, 0].any()
+
+
+def test_a_chain_that_may_overflow_is_not_evaluated_in_parts() -> None:
+    """There a ReLU would make a 0 of the NaN that the whole model passes on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = nn.Sequential(
+            nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
+    images = random_images((1, 6, 6), 3, 2)
+    assert read_chain(model.eval(), (1, 6, 6)) is not None
+    for factor in (1e18, 3e37):
+        with torch.no_grad():
+            for layer in (model[0], model[3]):
+                layer.weight.mul_(factor**0.5)
+        assert (read_chain(model, (1, 6, 6)) is None) == (factor > 1e30)
+        with torch.no_grad():
+            for layer in (model[0], model[3]):
+                layer.weight.div_(factor**0.5)
+    with torch.no_grad():
+        model[0].weight.mul_(1e38)
+        model[3].weight[0] = torch.tensor([1e30, -1e30]).repeat(72)
+    made = np.repeat(images[:1], 36 * 256, axis=0).reshape(-1, 36)
+    made[np.arange(len(made)), np.arange(36).repeat(256)] = np.tile(np.arange(256), 36)
+    with torch.no_grad():
+        logits = model(torch.tensor(made.reshape(-1, 1, 6, 6)).float().div(255))
+        clean = model(torch.tensor(images).float().div(255))
+    silent = int((~logits.isfinite().all(dim=1)).sum())
+    result = OnePixelExact()(model, images[:1], clean[:1].nan_to_num(0).argmax(dim=1))
+    assert result.status[0] == Status.FAILED
+    if bool(clean[0].isfinite().all()):
+        assert result.error[0] == f"{silent} of {len(made)} changes were answered by numbers that are not finite"
+
+
+@pytest.mark.parametrize("name", ["torchattacks:PGD", "foolbox:LinfPGD"])
+def test_a_toolkit_that_meets_an_image_without_an_answer_fails_on_it(name: str) -> None:
+    rng = np.random.default_rng(2)
+    shape, classes = (1, 3, 3), 3
+    model = Planted(shape, classes, rng, 1)  # all images but those that are spared
+    images = random_images(shape, 2, 3)
+    spared = {bytes(image) for image in images}
+    planted = model.bad
+    model.bad = lambda levels: np.where(  # type: ignore[method-assign]
+        [[row.astype(np.uint8).tobytes() in spared] for row in levels], 0, planted(levels)
+    )
+    labels = model.exact(images).argmax(axis=1)
+    parameters = {"eps": 0.3, "steps": 3} if name.startswith("torch") else {"epsilon": 0.3, "steps": 3}
+    result = attack_named(name)(**parameters)(model, images, labels)
+    assert list(result.status) == [Status.FAILED] * 2
+    assert all("changes were answered by numbers that are not finite" in str(error) for error in result.error)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from workers.evaluation.calls import filled_call
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.own_answer import STRANGERS, asked_about, depends_on, same
+from workers.evaluation.scores import answered
 from workers.losses import cotangents, values
 from workers.models.foreign import writes_to_input
 from workers.remedies.checks import Check, Probe, State
@@ -48,7 +49,8 @@ class _View:
 
     Attributes:
         error: why there is no gradient; empty when there is one.
-        zero: the share of images whose gradient is zero or not finite.
+        zero: the share of images whose gradient is zero, what is not finite of it left out.
+        infinite: the share of derivatives that are not finite.
         consistency: of the others, the median share of the foretold rise of the loss that came.
         distinct: the share of all logits that are different numbers.
         probabilities: whether what is seen sums to one.
@@ -58,6 +60,7 @@ class _View:
 
     error: str
     zero: float
+    infinite: float
     consistency: float
     distinct: float
     probabilities: bool
@@ -97,9 +100,15 @@ def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Pr
     """
     started = time.perf_counter()
     clean = torch.tensor(_different(images)).to(DenseEvaluator(model).device)
-    finite = int(_logits(model, clean).isfinite().all(dim=1).sum())
-    if finite < len(clean):
-        reason = f"{len(clean) - finite} of {len(clean)} images have answers that are not finite numbers"
+    known = answered(_logits(model, clean))
+    silent = []
+    if not bool(known.all()):
+        reason = f"{int((~known).sum())} of {len(clean)} images have answers that are not finite numbers"
+        silent = [
+            Check("finite answers", State.REMEDIED, reason, "a search of one fails, and it is not looked at here")
+        ]
+        clean = clean[known]
+    if not len(clean):
         return Probe((Check("finite answers", State.FAILED, reason, seconds=time.perf_counter() - started),))
     answering, repeated = _repeats(model, images, clean)
     repeated.append(_written(model, clean))
@@ -115,7 +124,9 @@ def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Pr
                 break
     if not SEARCHED_LEADS[0] <= best.gap <= SEARCHED_LEADS[1]:
         chosen = replace(chosen, scale=2.0 ** round(math.log2(10 / max(best.gap, 1e-30))))
-    found = (*repeated, *_outputs(given, best, chosen), *(_gradients(given, best, chosen) if gradients else ()))
+    found = [*silent, *repeated, *_outputs(given, best, chosen)]
+    if gradients:
+        found += _gradients(given, best, chosen)
     seconds = (time.perf_counter() - started) / len(found)
     return Probe(tuple(replace(check, seconds=seconds) for check in found), chosen, not given.error, not best.error)
 
@@ -195,7 +206,7 @@ def _insides(model: nn.Module, remedies: Remedies, clean: Tensor) -> int:
         return 0
 
 
-_NOTHING = _View("it cannot be searched", 1.0, 0.0, 0.0, False, 1.0, 0.0)
+_NOTHING = _View("it cannot be searched", 1.0, 0.0, 0.0, 0.0, False, 1.0, 0.0)
 
 
 def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _View:
@@ -205,14 +216,16 @@ def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _
         seen = _logits(searched, torch.cat([clean, _noisy(clean, FAR)]))
     except Exception:  # as above
         return _NOTHING
-    if not bool(seen.isfinite().all()):
+    logits, known = seen[: len(clean)], answered(seen) & answered(own)
+    if not bool(known[: len(clean)].all()):
         return _NOTHING
-    logits = seen[: len(clean)]
+    seen, own = seen[known], own[known]
     top = logits.topk(2, dim=1).values
-    error, zero, consistency = _gradient(searched, clean, logits)
+    error, zero, infinite, consistency = _gradient(searched, clean, logits)
     return _View(
         error=error,
         zero=zero,
+        infinite=infinite,
         consistency=consistency,
         distinct=len(np.unique(logits.cpu().numpy())) / logits.numel(),
         probabilities=bool((seen >= 0).all() and ((seen.sum(dim=1) - 1).abs() < 1e-3).all()),
@@ -221,8 +234,8 @@ def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _
     )
 
 
-def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, float, float]:
-    """Why there is no gradient, the share of images where it is zero, and how much of what it foretells comes."""
+def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, float, float, float]:
+    """Why there is no gradient, on what share of images it is zero, what of it is not finite, how much of it comes."""
     label = logits.argmax(dim=1)
     evaluator = DenseEvaluator(searched)
     try:
@@ -230,16 +243,17 @@ def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, 
             clean, lambda found, rows: [cotangents("margin", found, label[rows], None)]
         )
     except Exception as error:  # as above
-        return f"{type(error).__name__}", 1.0, 0.0
-    finite = gradient.flatten(1).isfinite().all(dim=1)
-    usable = finite & (gradient.flatten(1).abs().amax(dim=1) > 0)
+        return f"{type(error).__name__}", 1.0, 0.0, 0.0
+    infinite = float((~gradient.isfinite()).float().mean())
+    gradient = gradient.nan_to_num(0, 0, 0)  # as searches have it
+    usable = gradient.flatten(1).any(dim=1)
     if not bool(usable.any()):
-        return "", 1.0, 0.0
+        return "", 1.0, infinite, 0.0
     lead = -values("margin", logits, label, None)
     came = share_that_comes(
         lambda moved: values("margin", _logits(searched, moved), label, None), clean, gradient, lead, usable
     )
-    return "", float(1 - usable.float().mean()), came
+    return "", float(1 - usable.float().mean()), infinite, came
 
 
 def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
@@ -272,6 +286,14 @@ def _gradients(given: _View, best: _View, chosen: Remedies) -> list[Check]:
     foretold = f"of the rise of the loss that the gradient foretells {came} comes"
     none = bool(given.error) or given.zero == 1
     return [
+        Check(
+            "finite gradients",
+            State.REMEDIED if given.infinite else State.PASSED,
+            f"{given.infinite:.2%} of the derivatives are not finite"
+            if given.infinite
+            else "all derivatives are finite",
+            "they count as 0" * bool(given.infinite),
+        ),
         _check("non-differentiable step", path if given.error else "none", bool(given.error), bool(best.error), chosen),
         _check(
             "zero gradients",
