@@ -1,8 +1,13 @@
 """What a search tells Prometheus, through the endpoint that every Ray node has."""
 
+from urllib.parse import quote
+
 from workers.actor import ShardSummary
 
 __all__ = ["SearchMetrics"]
+
+TAG_LENGTH = 255
+"""Of the value of a tag at most: Ray takes printable ASCII up to that length, and fails at all else."""
 
 SHARD_SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 """The upper bounds of the histogram's buckets."""
@@ -16,13 +21,13 @@ class SearchMetrics:
 
     Args:
         attack: the attack's name, a tag of every sample.
-        run: the run's, the other tag.
+        run: the run's, the other tag; what is not ASCII in them is percent-encoded.
     """
 
     def __init__(self, attack: str, run: str) -> None:
         from ray.util.metrics import Counter, Gauge, Histogram
 
-        tags, keys = {"attack": attack, "run": run}, ("attack", "run")
+        tags, keys = {"attack": _tag(attack), "run": _tag(run)}, ("attack", "run")
 
         def counter(name: str, what: str) -> Counter:
             made = Counter(f"brittle_{name}", what, keys)
@@ -58,3 +63,7 @@ class SearchMetrics:
     def workers(self, count: int) -> None:
         """Sets how many workers the search has now."""
         self._workers.set(count)
+
+
+def _tag(name: str) -> str:
+    return quote(name, safe=" !\"#$&'()*+,:;<=>?@[]^`{|}", errors="surrogateescape")[:TAG_LENGTH]

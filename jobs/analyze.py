@@ -18,7 +18,7 @@ from jobs.progress import Parts, progress, say
 from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.report import run_views, write_page
 from jobs.subject import Subject, load_training
-from jobs.typed import changed
+from jobs.typed import changed, path
 from jobs.typed import command as typed
 from workers.budgets import Number
 from workers.errors import WrongInput
@@ -147,7 +147,7 @@ def analysed(
 
 def _command(runs: Sequence[RecordedRun], out: Path, options: AnalysisOptions) -> str:
     """What was typed, or what comes to the same."""
-    return typed("analyze", *(str(run.folder.place) for run in runs), *changed(options), "--out", str(out))
+    return typed("analyze", *(path(run.folder.place) for run in runs), *changed(options), "--out", path(out))
 
 
 def _pairs(runs: Sequence[RecordedRun], dataset: Dataset, options: AnalysisOptions) -> "dict[str, Pairs]":

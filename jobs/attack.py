@@ -18,7 +18,8 @@ from jobs.progress import say
 from jobs.recorded import open_run
 from jobs.subject import SubjectOptions, load_subject, numbers
 from jobs.threat import said_of
-from jobs.typed import word
+from jobs.typed import command as typed
+from jobs.typed import path, word
 from workers.attacks import ATTACKS, TOOLKITS, Attack, attack_named
 from workers.errors import WrongInput, in_one_line
 from workers.places import Place
@@ -128,7 +129,7 @@ def _command(kind: type[Attack]) -> Any:
             )
         for sentence in probe.told(remedies):
             say(sentence)
-        print(f"results in {place}; check them with: brittle verify {place}")
+        print(f"results in {place}; check them with: {typed('verify', path(place))}")
         failed = max(summary.counts.get(Status.FAILED, 0) for summary in summaries)
         if failed:
             say(f"{failed} rows failed; the same command with --retry-failed searches them again")

@@ -12,7 +12,7 @@ from jobs.launch import Images, Selection, Where, WorkerHost, resolve
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import ThreatFlags, fitting, said_of, stages_within
-from jobs.typed import changed
+from jobs.typed import changed, path
 from jobs.typed import command as typed
 from workers.errors import WrongInput
 from workers.places import Place
@@ -55,7 +55,7 @@ def evaluate(
     """
     flags, images, question = threat or ThreatFlags(), images or Images(), question or Question()
     budget, where = budget or Budget(), where or Where()
-    command = typed("evaluate", *changed(subject, flags, images, question, budget, where), "--out", out)
+    command = typed("evaluate", *changed(subject, flags, images, question, budget, where), "--out", path(out))
     if question.accept_undecided and question.require is None:
         raise WrongInput("--accept-undecided: goes with --require")
     place = Place.of(out)

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from io import UnsupportedOperation
+from io import TextIOWrapper, UnsupportedOperation
 from pathlib import Path
 
 from cyclopts import App, CycloptsError
@@ -52,9 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = _DEBUG in given or os.environ.get("BRITTLE_DEBUG", "") not in ("", "0")
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no ε is no fault
     given = _joined(word for word in given if word != _DEBUG)
     with interruptible():
         try:
+            if stray := [word for word in given if not _is_text(word)]:
+                raise WrongInput(f"{stray[0]!r}: expected UTF-8; rename what it names, or change the locale")
             code = _app(given)(given, exit_on_error=False, print_error=False) or Exit.DONE
             if sys.stdout is not None:
                 sys.stdout.flush()
@@ -140,6 +144,15 @@ def _joined(arguments: Iterable[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word of the command line is not bytes that the locale could not read."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _version() -> str:

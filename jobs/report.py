@@ -16,7 +16,7 @@ from jobs.examples import examples
 from jobs.recorded import RecordedRun, open_runs, require_one_subject
 from jobs.subject import Subject
 from jobs.typed import command as typed
-from jobs.typed import flags, word
+from jobs.typed import flags, path, word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.places import Place
@@ -65,7 +65,7 @@ def report(runs: list[str], /, *, out: Path | None = None, open: bool = False, f
         require_place(files)
     subject, views = recorded[0].subject(), run_views(recorded)
     exhibits = run_exhibits(views, subject.dataset)
-    command = typed("report", *(str(run.folder.place) for run in recorded), "--out", str(out))
+    command = typed("report", *(path(run.folder.place) for run in recorded), "--out", path(out))
     write_page(recorded, subject, out, command=command, findings=_findings(views), exhibits=exhibits)
     print(f"page in {out}")
     if files is not None:
@@ -215,7 +215,7 @@ def _command(run: RecordedRun) -> str:
     words = flags({name: frozen[name] for name in ("label", "ids", "limit", "target")})
     if frozen["correct"]:
         words.append("--correct")
-    return typed(*_search(run), *words, "--out", str(run.folder.place))
+    return typed(*_search(run), *words, "--out", path(run.folder.place))
 
 
 def _command_of_row(run: RecordedRun) -> str:

@@ -21,7 +21,7 @@ from jobs.recorded import RecordedRun, open_runs
 from jobs.report import run_views, write_page
 from jobs.subject import Subject, SubjectOptions, load_subject
 from jobs.train import train_model
-from jobs.typed import changed, flags
+from jobs.typed import changed, flags, path
 from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, JSMA, PGD, Attack, DifferentialEvolution, IterativeFGSM, OnePixelExact
 from workers.errors import WrongInput
@@ -228,7 +228,7 @@ def _write(
     parts.begin("figures and page")
     views = run_views(runs)
     named = flags({"data": None if data == "mnist" else data, "layout": subject.dataset.layout})
-    command = typed("run", *changed(asked), *named, "--out", str(out))
+    command = typed("run", *changed(asked), *named, "--out", path(out))
     report = judged.reports[0] if judged else None
     held = claims(
         Rate(int(subject.correct.sum()), len(subject.correct)),

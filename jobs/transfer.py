@@ -22,7 +22,7 @@ from jobs.launch import Selection, Where, WorkerHost, launch, shard_of_few
 from jobs.progress import progress, say
 from jobs.subject import Subject, load_training, numbers
 from jobs.threat import BallFlags, said_of
-from jobs.typed import changed, flags
+from jobs.typed import changed, flags, path
 from jobs.typed import command as typed
 from workers.attacks import DDN, FGSM, PGD, Attack, IterativeFGSM
 from workers.budgets import Number
@@ -146,7 +146,7 @@ def transfer(
     given, question, where = threat or BallFlags(), question or Question(), where or Where()
     named = {"models": models, "data": data, "split": split, "layout": layout, "mean": mean, "std": std,
              "surrogates": surrogates, "networks": networks, "training_data": training_data}  # fmt: skip
-    command = typed("transfer", *flags(named), *changed(given, question, where), "--out", out)
+    command = typed("transfer", *flags(named), *changed(given, question, where), "--out", path(out))
     kinds = _kinds(surrogates)
     references = [text.strip() for text in models.split(",") if text.strip()]
     if len(set(references)) < len(references):

@@ -8,12 +8,18 @@ from pydantic import BaseModel
 
 from workers.budgets import spelled
 
-__all__ = ["changed", "command", "flags", "word"]
+__all__ = ["changed", "command", "flags", "path", "word"]
 
 
 def word(value: Any) -> str:
     """A parameter's value as it is typed; an amount in whole levels as ``8/255``."""
     return spelled(value) if isinstance(value, float) else str(value)
+
+
+def path(place: object) -> str:
+    """A path or URI as a word of its own; a name that begins with a dash would be taken for a flag."""
+    text = str(place)
+    return f"./{text}" if text.startswith("-") else text
 
 
 def command(name: str, *words: str) -> str:
@@ -45,5 +51,6 @@ def flags(values: Mapping[str, Any], flag_of: Callable[[str], str] = _flag) -> l
         elif isinstance(value, Iterable) and not isinstance(value, str):
             words += [flag, *map(word, value)]
         elif value not in (None, ""):
-            words += [flag, word(value)]
+            typed = word(value)
+            words += [f"{flag}={typed}"] if typed.startswith("-") else [flag, typed]
     return words

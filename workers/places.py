@@ -51,6 +51,8 @@ class Place:
         protocol, _, rest = text.partition("://")
         if protocol in ("file", "local"):
             return cls(str(Path(rest)))
+        if len(protocol) == 1:  # fsspec takes it for a disk of Windows
+            raise WrongInput(f"{text}: cannot be reached: no filesystem is called {protocol}://")
         place = cls(text.rstrip("/"))
         if not rest.strip("/"):
             raise WrongInput(f"{text}: expected a folder, as {protocol}://bucket/folder")

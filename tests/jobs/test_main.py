@@ -100,6 +100,18 @@ def test_output_that_has_no_room_is_said_and_one_that_nobody_reads_is_not() -> N
         assert (ended.returncode, ended.stderr) == (0, "")
 
 
+def test_words_that_are_no_text_are_wrong_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", os.fsdecode(b"\xff")]) == 2
+    assert capsys.readouterr().err == "brittle: '\\udcff': expected UTF-8; rename what it names, or change the locale\n"
+
+
+def test_a_terminal_without_epsilon_shows_what_it_can() -> None:
+    command = [sys.executable, "-m", "jobs.main", "attack", "pgd", "--help"]
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(command, env=ascii_only, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 WAITING = """
 import signal, sys, time
 from jobs.interruption import keeping

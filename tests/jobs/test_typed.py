@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from cyclopts import App
 
-from jobs import analyze, detect, evaluate, run, transfer
-from jobs.typed import changed, command, flags
+from jobs import analyze, compact, detect, evaluate, run, status, transfer
+from jobs.typed import changed, command, flags, path
 
 
 def read(app: App, words: Sequence[str]) -> dict[str, object]:
@@ -44,6 +44,7 @@ MODEL = ["--model", "a b/net", "--data", "mnist"]
                       "none", "--networks", "n n", "--out", "o"]),
         (transfer.app, ["--models", "a b,c", "--data", "mnist", "--surrogates", "half,mlp", "--epsilon", "0.2",
                         "--out", "o"]),
+        (evaluate.app, ["--model=-dash", "--data", "new\nline", "--weights", "it's \"é 😀\"", "--out", "o"]),
         (run.app, ["--full", "--sample", "9", "--detector", "vae-kl,epochs=5", "--out", "o"]),
     ],
 )  # fmt: skip
@@ -55,6 +56,13 @@ def test_what_is_printed_is_read_as_what_was_given(app: App, given: list[str]) -
     printed = shlex.split(command(app.name[0], *words, *changed(*options), *flags(plain)))
     assert printed[:2] == ["brittle", app.name[0]]
     assert read(app, printed[2:]) == bound
+
+
+@pytest.mark.parametrize("name", ["a b%", "new\nline", 'it\'s "q"', "-dash", "é😀", "$HOME;`x`", "--out", "-1/255"])
+def test_paths_of_any_name_are_read_as_they_are(name: str) -> None:
+    assert Path(str(read(status.app, shlex.split(command("status", path(name)))[2:])["run"])) == Path(name)
+    words = shlex.split(command("compact", path(name)))
+    assert Path(str(read(compact.app, words[2:])["run"])) == Path(name)
 
 
 def test_what_needs_no_word_has_none() -> None:

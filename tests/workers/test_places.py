@@ -94,7 +94,12 @@ def test_a_file_that_cannot_be_read_says_why_as_python_would(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("uri", "said"),
-    [("nowhere://a/b", "cannot be reached"), ("s3://", "expected a folder"), ("s3:///", "expected a folder")],
+    [
+        ("nowhere://a/b", "cannot be reached"),
+        ("a://b", "cannot be reached"),
+        ("s3://", "expected a folder"),
+        ("s3:///", "expected a folder"),
+    ],
 )
 def test_uris_that_lead_nowhere(uri: str, said: str) -> None:
     with pytest.raises(WrongInput, match=said):
