@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from jobs.examples import examples
 from jobs.interruption import keeping
 from jobs.progress import Parts, progress, say
-from jobs.recorded import RecordedRun, open_runs, require_one_subject
+from jobs.recorded import RecordedRun, open_runs, require_one_subject, require_runs
 from jobs.report import run_views, write_page
 from jobs.subject import Subject, load_training
 from jobs.typed import changed, path
@@ -25,7 +25,6 @@ from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
 from workers.files import exclusive, require_place, write_whole
 from workers.images import Dataset, hash_of_images
-from workers.places import Place
 from workers.remedies.remedies import NONE
 from workers.versions import versions
 
@@ -88,7 +87,7 @@ def analyze(
     if out.exists() and not out.is_dir():
         raise WrongInput(f"--out {out}: is not a folder")
     require_place(out)
-    recorded = open_runs([Place.of(run) for run in runs])
+    recorded = open_runs(require_runs(runs))
     require_one_subject(recorded)
     parts.begin("loading")
     subject = recorded[0].subject()

@@ -6,9 +6,8 @@ from cyclopts import App
 
 from jobs.examples import examples
 from jobs.progress import progress
-from jobs.recorded import open_run
+from jobs.recorded import open_run, runs_below
 from workers.errors import WrongInput
-from workers.places import Place
 
 __all__ = ["app"]
 
@@ -30,18 +29,19 @@ app = App(
 def compact(run: str) -> int:
     """
     Args:
-        run: The run's folder, or its URI.
+        run: The run's folder, or its URI; or a local folder with runs in it, all of which are merged.
     """
-    recorded = open_run(Place.of(run))
-    folder, plan = recorded.folder, recorded.plan
-    with folder.locked():
-        folder.sweep(plan)
-        count = folder.compactable(plan)
-        if not count:
-            raise WrongInput(f"{run}: has no results yet")
-        with progress(count, "merging", "files") as bar:
-            left = folder.compact(plan, bar.advance)
-    print(f"{run}: {count} files are now {left}")
+    opened = [(name, open_run(place)) for name, place in runs_below(run)]
+    for name, recorded in opened:
+        folder, plan = recorded.folder, recorded.plan
+        with folder.locked():
+            folder.sweep(plan)
+            count = folder.compactable(plan)
+            if not count:
+                raise WrongInput(f"{name}: has no results yet")
+            with progress(count, "merging", "files") as bar:
+                left = folder.compact(plan, bar.advance)
+        print(f"{name}: {count} files are now {left}")
     return 0
 
 

@@ -199,7 +199,7 @@ class Detection:
             lenient = [search.name for search in attacked.found if search.lenient]
             but = f"but {lenient[0]} aim" if lenient else "aim"
             judgement = judgement.because(
-                f"all searches {but} at the threshold of 5 % of false alarms: at 1 % more may be possible than is shown"
+                f"all searches {but} at the threshold of 5% of false alarms: at 1% more may be possible than is shown"
             )
         if one.stand_in is not None:
             lent = (

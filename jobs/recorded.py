@@ -19,7 +19,7 @@ from workers.remedies.remedies import Remedies
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RecordedRun", "open_run", "open_runs", "require_one_subject"]
+__all__ = ["RecordedRun", "open_run", "open_runs", "require_one_subject", "require_runs", "runs_below"]
 
 _FROZEN = {"attack", "parameters", "target", "split", "model", "data", "block", "batch"}
 _RECORDED = {"model", "weights", "mean", "std", "data"}
@@ -138,6 +138,35 @@ class RecordedRun:
                     f"{self.folder.place}: {what} {name} is not the one of this run: its content changed{hint}"
                 )
         return subject.searched_as(self.remedies)
+
+
+def runs_below(text: str) -> list[tuple[str, Place]]:
+    """The runs of a local folder that holds several, as of an evaluation, in the order in which they were started.
+
+    Returns:
+        What each is called and where it is; the folder itself where it holds none, a run or not.
+    """
+    place = Place.of(text)
+    if not place.local or (place.path / "run.json").exists():
+        return [(text, place)]
+    below = [*place.path.glob("runs/*/run.json"), *place.path.glob("*/runs/*/run.json")]
+    below.sort(key=lambda path: path.stat().st_mtime_ns)
+    return [(str(x.parent.relative_to(place.path)), Place.of(x.parent)) for x in below] or [(text, place)]
+
+
+def require_runs(texts: Sequence[str]) -> list[Place]:
+    """The folders of runs, each named by itself: those of one evaluation are of other images each.
+
+    Raises:
+        WrongInput: for a folder that holds several, naming them.
+    """
+    for text in texts:
+        if len(below := runs_below(text)) > 1 or below[0][1] != Place.of(text):
+            place = Place.of(text)
+            names = ", ".join(str(run.path) for _, run in below[:3]) + ", …" * (len(below) > 3)
+            own = f"its page is {place.path / 'page.html'}; " * (place.path / "page.html").exists()
+            raise WrongInput(f"{text}: holds {len(below)} runs; {own}name runs of it: {names}")
+    return [Place.of(text) for text in texts]
 
 
 def require_one_subject(runs: Sequence[RecordedRun]) -> None:

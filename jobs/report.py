@@ -13,13 +13,12 @@ from cyclopts import App
 
 from jobs.attack import flag_of
 from jobs.examples import examples
-from jobs.recorded import RecordedRun, open_runs, require_one_subject
+from jobs.recorded import RecordedRun, open_runs, require_one_subject, require_runs
 from jobs.subject import Subject
 from jobs.typed import command as typed
 from jobs.typed import flags, path, word
 from workers.errors import WrongInput
 from workers.files import require_place, write_whole
-from workers.places import Place
 from workers.remedies.remedies import NONE
 from workers.results import Status
 
@@ -57,7 +56,7 @@ def report(runs: list[str], /, *, out: Path | None = None, open: bool = False, f
         out = Path("page.html")
         if out.exists():
             raise WrongInput(f"{out}: is there already; --out {out} writes over it, --out NAME elsewhere")
-    recorded = open_runs([Place.of(run) for run in runs])
+    recorded = open_runs(require_runs(runs))
     require_one_subject(recorded)
     if files is not None:
         if files.exists() and not files.is_dir():
@@ -181,14 +180,18 @@ def run_views(runs: Sequence[RecordedRun]) -> "list[RunView]":
 def _findings(views: "Sequence[RunView]") -> list[str]:
     """The run that succeeds on the largest share of its images, and what is certified."""
     from analysis.reservations import reservations
-    from analysis.summary import summarise
+    from analysis.summary import asked_rows, summarise
 
     found = [(view, summarise(view.table)) for view in views]
     searched = [(view, summary) for view, summary in found if summary.searched]
     if not searched:
         return ["No image was searched to an end"]
     strongest, summary = max(searched, key=lambda each: each[1].success.low or 0)
-    sentences = [f"{strongest.title}: success on {summary.success}{_rank(summary, [each for _, each in searched])}"]
+    one_set = len({frozenset(asked_rows(view.table)["image_id"].to_pylist()) for view, _ in searched}) == 1
+    rank = _rank(summary, [each for _, each in searched]) if one_set else ""
+    sentences = [f"{strongest.title}: success on {summary.success}{rank}"]
+    if not one_set:
+        sentences.append("These runs searched other images each, so their success rates do not rank the attacks")
     for view, summary in searched:
         if certified := summary.counts.get(Status.CERTIFIED):
             rate = replace(summary.success, hits=certified, unknown=0)

@@ -7,7 +7,7 @@ from cyclopts import App
 
 from jobs.examples import examples
 from jobs.launch import sentence
-from jobs.recorded import RecordedRun, open_run
+from jobs.recorded import RecordedRun, open_run, runs_below
 from workers.places import Place
 
 __all__ = ["app"]
@@ -30,16 +30,10 @@ def status(run: str) -> int:
     Args:
         run: The run's folder, or its URI; or a local folder with runs in it.
     """
+    for name, found in runs_below(run):
+        tell(name, open_run(found))
     place = Place.of(run)
-    below = []
-    if place.local and not (place.path / "run.json").exists():
-        below = [*place.path.glob("runs/*/run.json"), *place.path.glob("*/runs/*/run.json")]
-    if not below:
-        tell(run, open_run(place))
-        return 0
-    for found in sorted(below, key=lambda path: path.stat().st_mtime_ns):
-        tell(str(found.parent.relative_to(place.path)), open_run(Place.of(found.parent)))
-    if (place.path / "verdict.json").exists():
+    if place.local and (place.path / "verdict.json").exists():
         print(f"verdict: {json.loads((place.path / 'verdict.json').read_text())['verdict']}")
     return 0
 

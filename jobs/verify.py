@@ -7,8 +7,7 @@ from cyclopts import App
 
 from jobs.examples import examples
 from jobs.progress import progress
-from jobs.recorded import open_run
-from workers.places import Place
+from jobs.recorded import RecordedRun, open_run, runs_below
 from workers.results import Status
 
 __all__ = ["app"]
@@ -33,13 +32,20 @@ app = App(
 def verify(run: str, *, model: str | None = None, weights: Path | None = None, data: str | None = None) -> int:
     """
     Args:
-        run: The run's folder, or its URI.
+        run: The run's folder, or its URI; or a local folder with runs in it, as of an evaluation, all of which are
+            replayed.
         model: Where the run's model is now, if it moved.
         weights: Where its weights are now, for a model given as module:function.
         data: Where the run's data is now, if it moved.
     """
-    recorded = open_run(Place.of(run))
-    plan, done = recorded.plan, recorded.folder.done(recorded.plan)
+    opened = [(name, open_run(place)) for name, place in runs_below(run)]
+    return max(_replay(name, recorded, model, weights, data) for name, recorded in opened)
+
+
+def _replay(run: str, recorded: RecordedRun, model: str | None, weights: Path | None, data: str | None) -> int:
+    """Replays one run and says what came of it; the exit code."""
+    plan = recorded.plan
+    done = recorded.folder.done(plan)
     subject = recorded.subject(model, weights, data)
     from analysis.replay import first_difference
     from analysis.reservations import reservations

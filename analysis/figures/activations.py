@@ -87,7 +87,7 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
                 caption=(
                     "Median relative change (no unit, log axis) of each layer's output, from the image to the last "
                     f"layer, under {run.pairs.title}: successes, failures, and noise of the same L2 norm as each; "
-                    "bands are 95 % intervals."
+                    "bands are 95% intervals."
                 ),
                 figure=_curves(run, found),
             )

@@ -30,12 +30,12 @@ def comparison_exhibits(comparisons: Sequence[Comparison], first: str, second: s
     lines = [f"{one.name}: {_said(one)}" if one.name else _said(one) for one in comparisons]
     each = Drawing(
         "comparison-shares",
-        f"{what} of {first} and of {second} on the rows that both were asked about, with 95 % intervals of each alone.",
+        f"{what} of {first} and of {second} on the rows that both were asked about, with 95% intervals of each alone.",
         _shares(comparisons, first, second, what),
     )
     apart = Drawing(
         "comparison-difference",
-        f"{what}: {second} less {first}, in points, with the paired 95 % interval that resamples images.",
+        f"{what}: {second} less {first}, in points, with the paired 95% interval that resamples images.",
         _differences(comparisons),
     )
     finding = f"{what}, {second} less {first}: {'; '.join(lines)}."

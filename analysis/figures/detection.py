@@ -238,7 +238,7 @@ def _false_alarms(found: Sequence[tuple[str, FalseAlarms]]) -> Exhibit:
     kinds: dict[str, pa.DataType] = {"detector": pa.string(), "stated": pa.float64(), "threshold": pa.float64()}
     kinds |= {"clean_images": pa.string(), "flagged": pa.int64(), "images": pa.int64()}
     kinds |= dict.fromkeys(("rate", "low", "high"), pa.float64())
-    caption = "Clean test images flagged at each stated false-alarm rate (dotted), with 95 % intervals."
+    caption = "Clean test images flagged at each stated false-alarm rate (dotted), with 95% intervals."
     return Exhibit(
         "false-alarms",
         "False alarms",

@@ -252,7 +252,7 @@ def neighbour_exhibit(
             Drawing(
                 key=f"neighbours-{number}",
                 caption=(
-                    f"Mean share (0 to 1) of an image's {k} nearest training images that carry a class, with 95 % "
+                    f"Mean share (0 to 1) of an image's {k} nearest training images that carry a class, with 95% "
                     f"intervals, in the full space of representations and on each map: {pairs.title}."
                 ),
                 figure=_neighbours(found, names, k),
@@ -306,7 +306,7 @@ def _told_of_all(runs: Sequence[Mapping[str, tuple[Estimate, int]]], k: int) -> 
             told.append(f"{low:.1%} to {high:.1%} {words} ({len(ends)} runs)")
     return (
         f"In the full space, of the {k} training images nearest to an image, in every run by itself, from the lowest "
-        f"to the highest end of their 95 % intervals, {', '.join(told)}."
+        f"to the highest end of their 95% intervals, {', '.join(told)}."
     )
 
 

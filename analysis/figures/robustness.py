@@ -45,13 +45,13 @@ def robustness_exhibits(known: Robustness) -> list[Exhibit]:
     drawings = [
         Drawing(
             "stages",
-            "Robust accuracy that is left after each stage, in order, with 95 % intervals"
+            "Robust accuracy that is left after each stage, in order, with 95% intervals"
             + (", and what is certified (dashed)." if certified else "."),
             _by_stage(names, left, certified),
         ),
     ]
     if len(names) > 1 and seconds[-1] > 0:
-        caption = "Robust accuracy that is left against the worker time of all stages so far, with 95 % intervals."
+        caption = "Robust accuracy that is left against the worker time of all stages so far, with 95% intervals."
         drawings.append(Drawing("stages-seconds", caption, _by_seconds(seconds, left)))
     notes = ["Attacks bound robust accuracy from above only: a stage that breaks nothing proves nothing."]
     return [Exhibit("stages", "What each stage left", f"{finding}.", drawings, pa.table(columns), notes)]

@@ -267,7 +267,7 @@ def _by_queries(searches: Sequence[_Searches], largest: Sequence[_Searches]) -> 
     wide = [each for each in largest if each in shown]
     for number, some in enumerate(_by(len(STYLES), wide)):
         caption = (
-            "Success within a number of queries (log axis), with 95 % bands; a line ends where its searches do. "
+            "Success within a number of queries (log axis), with 95% bands; a line ends where its searches do. "
             + _list([each.label for each in some])
         )
         drawings.append(Drawing(f"queries-{number + 1}", caption, figure(some)))
@@ -318,7 +318,7 @@ def _by_budget(searches: Sequence[_Searches]) -> Exhibit | None:
     drawings: list[Drawing] = []
     for axis, runs in groups.items():
         for some in _by(len(STYLES), runs):
-            caption = f"Success against {axis}, with 95 % intervals: {_list(_names(some))}"
+            caption = f"Success against {axis}, with 95% intervals: {_list(_names(some))}"
             drawings.append(Drawing(f"budget-{len(drawings) + 1}", caption, _budget_figure(some, axis)))
     flat = [each for run in several for each in run]
     return Exhibit(

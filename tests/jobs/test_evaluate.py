@@ -159,6 +159,36 @@ def test_the_levels_of_a_budget_are_said_beside_it(
     assert "epsilon" in capfd.readouterr().err
 
 
+def test_an_evaluation_is_replayed_and_compacted_run_by_run_and_its_page_is_its_own(
+    calm: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stages = [stage["name"] for stage in [*verdict(calm)["stages"], *verdict(calm)["beyond"]]]
+    assert main(["verify", str(calm)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines} == {f"runs/{name}" for name in stages}
+    assert all("agree with the model" in line for line in lines)
+    copy = tmp_path / "copy"
+    shutil.copytree(calm, copy)
+    assert main(["compact", str(copy)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(stages)
+    assert all(len(list((copy / "runs" / name / "parts").iterdir())) == 1 for name in stages)
+    assert main(["verify", str(copy)]) == 0
+    shutil.rmtree(copy / "runs" / "pgd" / "parts")
+    assert main(["verify", str(copy)]) == 1
+    capsys.readouterr()
+    for words in (["report", str(calm), "--out", str(tmp_path / "page.html")], ["analyze", str(calm)]):
+        out = [] if "--out" in words else ["--out", str(tmp_path / "analysis")]
+        assert main([*words, *out]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+        assert f"holds {len(stages)} runs; its page is {calm / 'page.html'}; name runs of it: {calm / 'runs'}" in told
+    page = tmp_path / "two.html"
+    assert main(["report", str(calm / "runs" / "fgsm"), str(calm / "runs" / "pgd"), "--out", str(page)]) == 0
+    text = Seen(page.read_text()).text
+    assert "their success rates do not rank the attacks" in text
+    assert "the most of these attacks" not in text
+
+
 def test_the_same_again_needs_no_ray(
     calm: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,7 +272,8 @@ def test_ended_by_budgets_killed_and_resumed(
     assert re.search(r"^fgsm, .*: the budget of 15 queries is spent$", printed, re.MULTILINE)
     (partial,) = verdict(out)["stages"]
     clean, robust = verdict(out)["clean_accuracy"], verdict(out)["robust_accuracy"]
-    unasked = LIMIT - len(pq.read_table(out / "runs" / "fgsm" / "parts"))
+    unasked = sum(row["clean_prediction"] is None for row in images(out))
+    assert 0 < unasked < LIMIT
     assert (clean["of"], clean["unknown"], robust["of"]) == (LIMIT, unasked, LIMIT)
     assert clean["images"] + clean["unknown"] >= robust["images"]
     assert f"clean accuracy {Rate(clean['images'], LIMIT, unknown=unasked)}" in printed
