@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.main import main
+from workers.sources import fetch
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -17,11 +18,12 @@ ROOT = Path(__file__).parent.parent.parent
 def test_the_main_job(
     tmp_path: Path, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its training excepted, which is that of the model that the other tests have too."""
+    """Its training excepted, which is that of the model that the other tests have too; over a folder of files."""
     out = tmp_path / "experiment"
     shutil.copytree(mnist_folder, out / "model")
+    data = ["--data", str(fetch("mnist"))]
     command = ["run", "--out", str(out), "--epochs", "2", "--sample", "12", "--population", "20", "--generations", "3"]
-    command += ["--points", "200"]
+    command += ["--points", "200", *data]
     assert main(command) == 0
     said = capsys.readouterr().out
     assert f"the page is {out / 'page.html'}" in said
@@ -54,7 +56,7 @@ def test_the_main_job(
     assert main(command) == 0
     assert stamps() == before
     assert (out / "page.html").read_text() == page
-    assert main(["run", "--out", str(out), "--epochs", "2", "--sample", "12", "--population", "30"]) == 2
+    assert main(["run", "--out", str(out), "--epochs", "2", "--sample", "12", "--population", "30", *data]) == 2
     assert "that run has population 20" in capsys.readouterr().err
 
 
