@@ -52,12 +52,12 @@ def report(runs: list[str], /, *, out: Path | None = None, open: bool = False, f
     """
     from analysis.figures.runs import run_exhibits
 
+    recorded = open_runs(require_runs(runs))
+    require_one_subject(recorded)
     if out is None:
         out = Path("page.html")
         if out.exists():
             raise WrongInput(f"{out}: is there already; --out {out} writes over it, --out NAME elsewhere")
-    recorded = open_runs(require_runs(runs))
-    require_one_subject(recorded)
     if files is not None:
         if files.exists() and not files.is_dir():
             raise WrongInput(f"--files {files}: expected a folder, is a file")
@@ -187,11 +187,15 @@ def _findings(views: "Sequence[RunView]") -> list[str]:
     if not searched:
         return ["No image was searched to an end"]
     strongest, summary = max(searched, key=lambda each: each[1].success.low or 0)
-    one_set = len({frozenset(asked_rows(view.table)["image_id"].to_pylist()) for view, _ in searched}) == 1
-    rank = _rank(summary, [each for _, each in searched]) if one_set else ""
+    images = {frozenset(asked_rows(view.table)["image_id"].to_pylist()) for view, _ in searched}
+    left = len(images) > 1 and any(not view.command for view, _ in searched)  # by an evaluation: what others left
+    rank = "" if left else _rank(summary, [each for _, each in searched])
     sentences = [f"{strongest.title}: success on {summary.success}{rank}"]
-    if not one_set:
-        sentences.append("These runs searched other images each, so their success rates do not rank the attacks")
+    if left:
+        sentences.append(
+            "These runs searched the images chosen for each by another command, so their success rates do not rank the "
+            "attacks"
+        )
     for view, summary in searched:
         if certified := summary.counts.get(Status.CERTIFIED):
             rate = replace(summary.success, hits=certified, unknown=0)
