@@ -66,22 +66,20 @@ class Goal:
 
         Untargeted, the label's logit over the best other one; targeted, the best other one over the target's.
         """
-        known = answered(logits)
         logits, excess = self.apart(logits)
         ahead = lead(logits, self.classes[rows])
         margin = ahead if self.targets is None else -ahead
-        return (margin if excess is None else torch.maximum(margin, excess)).masked_fill_(~known, torch.inf)
+        return _never_best(margin if excess is None else torch.maximum(margin, excess))
 
     def log_odds(self, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the log-odds of the label (untargeted), or minus those of the target (targeted).
 
         The order of the label's probability, or of 1 − the target's, without their rounding; ∞ without an answer.
         """
-        known = answered(logits)
         logits, excess = self.apart(logits)
         odds = log_odds(logits, self.classes[rows])
         odds = odds if self.targets is None else -odds
-        return (odds if excess is None else torch.maximum(odds, excess)).masked_fill_(~known, torch.inf)
+        return _never_best(odds if excess is None else torch.maximum(odds, excess))
 
     def loss(self, loss: Loss, logits: Tensor, rows: Tensor) -> Tensor:
         """float32 ``[n]``: the loss that the search raises (`workers.losses`), of ``[n, K]``; −∞ without an answer."""
@@ -96,6 +94,11 @@ class Goal:
         logits, excess = self.apart(logits)
         vector = cotangents(loss, logits, self.labels[rows], None if self.targets is None else self.targets[rows])
         return vector if excess is None else torch.cat([vector, -(excess > 0).to(vector)[:, None]], dim=1)
+
+
+def _never_best(lowest: Tensor) -> Tensor:
+    """What is made small, ∞ where there is no answer."""
+    return lowest.masked_fill_(lowest.isnan(), torch.inf)
 
 
 class Batch:
@@ -221,11 +224,13 @@ class Batch:
         keys = (self._streams[row] for row in rows.tolist())
         return [np.random.Generator(np.random.Philox(np.random.SeedSequence(key))) for key in keys]
 
-    def _ask(self, logits: Tensor, rows: Tensor) -> None:
-        """Counts a query for each row of what came back, and which of them are no answer."""
+    def _ask(self, logits: Tensor, rows: Tensor, margin: Tensor | None = None) -> None:
+        """Counts a query for each row of what came back, and which of them are no answer: none of a finite margin."""
         self._count(self.queries, rows, 1)
+        if margin is not None and not margin.is_cuda and bool((margin < torch.inf).all()):  # no device is waited for
+            return
         missing = ~answered(logits)
-        if missing.is_cuda or bool(missing.any()):  # a device is not waited for
+        if missing.is_cuda or bool(missing.any()):
             self.unanswered.index_add_(0, rows, missing.long())
 
     def _count(self, counter: Tensor, rows: Tensor, amount: int) -> None:
@@ -259,13 +264,13 @@ class Around:
             success = self.batch.goal.reached(logits, rows)
         else:
             success = margin < 0  # what a tie means is asked below
-            unsure = torch.nonzero(~((margin.abs() > 2 * tolerance) & margin.isfinite()))[:, 0]
+            unsure = torch.nonzero(~(margin.abs() > 2 * tolerance) | margin.isinf())[:, 0]
             if len(unsure):
                 exact = self.neighbourhood.dense_logits(index[unsure], position[unsure], levels[unsure])
                 success[unsure] = self.batch.goal.reached(exact, rows[unsure])
                 margin[unsure] = self.batch.goal.margin(exact, rows[unsure])
                 logits[unsure] = exact
-        self.batch._ask(logits, rows)
+        self.batch._ask(logits, rows, margin)
         return logits, margin, success
 
     def images(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:

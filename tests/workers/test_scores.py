@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from workers import compiled
-from workers.evaluation.scores import lead, log_odds, slack
+from workers.evaluation.scores import UNANSWERED, answered, lead, log_odds, predicted, slack
+from workers.losses import LOSSES
 from workers.search import Goal
 
 
@@ -38,6 +39,42 @@ def test_log_odds_tell_apart_what_probabilities_round_to_one() -> None:
     chosen = torch.zeros(3, dtype=torch.int64)
     assert (logits.softmax(dim=1)[:, 0] == 1).all()
     assert (log_odds(logits, chosen).diff() > 0.9).all()
+
+
+@pytest.mark.parametrize("on_host", [True, False])
+def test_what_is_no_answer_is_never_the_best(monkeypatch: pytest.MonkeyPatch, on_host: bool) -> None:
+    monkeypatch.setattr(compiled, "on_host", lambda tensor: on_host)
+    nan, inf = torch.nan, torch.inf
+    logits = torch.tensor(
+        [
+            [nan, nan, nan],
+            [1, nan, 0],
+            [0, 1, inf],
+            [-inf, 1, 0],
+            [2, 2, 1],
+            [0, 3, 3],
+            [3e38, -3e38, 0],
+            [-3e38, 3e38, 0],
+        ]
+    )
+    rows, labels = torch.arange(8), torch.zeros(8, dtype=torch.int64)
+    known = [False] * 4 + [True] * 4
+    assert answered(logits).tolist() == known
+    assert predicted(logits).tolist() == [UNANSWERED] * 4 + [0, 1, 0, 1]  # of a tie the lowest class
+    for targets in (None, torch.ones(8, dtype=torch.int64)):
+        goal = Goal(labels, targets)
+        assert goal.reached(logits, rows).tolist() == [False] * 5 + [True, False, True]
+        for worst in (goal.margin(logits, rows), goal.log_odds(logits, rows)):
+            assert (worst[:4] == inf).all()
+            assert not worst.isnan().any()
+        for loss in LOSSES:
+            raised = goal.loss(loss, logits, rows)
+            assert (raised[:4] == -inf).all()
+            assert not raised.isnan().any()
+    behind = torch.cat([logits, torch.tensor([[-1.0]] * 4 + [[nan], [nan], [inf], [-1.0]])], dim=1)
+    guarded = Goal(labels, None, guarded=True)
+    assert guarded.reached(behind, rows).tolist() == [False] * 7 + [True]
+    assert (guarded.margin(behind, rows)[:7] == inf).all()
 
 
 def test_slack_is_each_rows_own() -> None:

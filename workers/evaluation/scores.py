@@ -34,23 +34,31 @@ def predicted(logits: Tensor) -> Tensor:
 
 
 def lead(logits: Tensor, chosen: Tensor) -> Tensor:
-    """float32 ``[n]``: the logit of the class ``chosen`` (int64 ``[n]``) over the best other of ``[n, K]``."""
+    """float32 ``[n]``: the logit of the class ``chosen`` (int64 ``[n]``) over the best other of ``[n, K]``.
+
+    NaN where the logits are no answer.
+    """
     if compiled.on_host(logits):
         found = np.empty(len(logits), np.float32)
         compiled.spread(_lead, len(found), logits.numpy(), chosen.numpy(), found)
         return torch.from_numpy(found)
     own = chosen[:, None]
-    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(dim=1)
+    ahead = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(dim=1)
+    return ahead.masked_fill(~answered(logits), torch.nan)
 
 
 def log_odds(logits: Tensor, chosen: Tensor) -> Tensor:
-    """float32 ``[n]``: log p/(1 − p) of the class ``chosen``, which still tells apart what rounds to p = 1."""
+    """float32 ``[n]``: log p/(1 − p) of the class ``chosen``, which still tells apart what rounds to p = 1.
+
+    NaN where the logits are no answer.
+    """
     if compiled.on_host(logits):
         found = np.empty(len(logits), np.float32)
         compiled.spread(_log_odds, len(found), logits.numpy(), chosen.numpy(), found)
         return torch.from_numpy(found)
     own = chosen[:, None]
-    return logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(dim=1)
+    odds = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(dim=1)
+    return odds.masked_fill(~answered(logits), torch.nan)
 
 
 def slack(logits: Tensor) -> Tensor:
@@ -75,18 +83,19 @@ def _answered(start, stop, numbers, found):  # type: ignore[no-untyped-def]
 @kernel(nogil=True)
 def _lead(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     for i in range(start, stop):
-        best = np.float32(-np.inf)
+        best, finite = np.float32(-np.inf), True
         for j in range(logits.shape[1]):
+            finite &= np.isfinite(logits[i, j])
             if j != chosen[i] and logits[i, j] > best:
                 best = logits[i, j]
-        found[i] = logits[i, chosen[i]] - best
+        found[i] = logits[i, chosen[i]] - best if finite else np.float32(np.nan)
 
 
 @kernel(nogil=True)
 def _log_odds(start, stop, logits, chosen, found):  # type: ignore[no-untyped-def]
     _lead(start, stop, logits, chosen, found)
     for i in range(start, stop):
-        if not np.isfinite(found[i]):  # logits further apart than float32 goes: beside that the sum is nothing
+        if not np.isfinite(found[i]):  # no answer, or logits further apart than float32 goes: the sum is nothing then
             continue
         best = logits[i, chosen[i]] - found[i]
         total = np.float32(0)
