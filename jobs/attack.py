@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import PARAMETERS, Exit, one_line
+from jobs.first_look import require_one_model
 from jobs.interruption import keeping
 from jobs.launch import Selection, Where, WorkerHost, launch
 from jobs.progress import say
@@ -112,7 +113,8 @@ def _command(kind: type[Attack]) -> Any:
             within = asked.for_images(loaded.dataset.shape)
             for line in said_of(within.ball, given=within == asked) if within.ball else ():
                 say(line)
-        there = RunFolder(place).exists
+        if not (there := RunFolder(place).exists):
+            require_one_model(loaded)
         probe = open_run(place).probe if there else loaded.probe(gradients=kind.BY_GRADIENTS)
         remedies = NONE if as_given else probe.remedies
         if kind.CERTIFIES:  # what is proved of another view of the model is not proved of it

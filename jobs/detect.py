@@ -52,7 +52,8 @@ app = App(
     A detector is vae-kl (the seed's), vae-normalised-kl, vae-bernoulli-kl, vae-error, classifier-kl, classifier-jsd,
     magnet, defense-gan, feature-squeezing, lid, rbf-disagreement or synthesis-disagreement; a control: random,
     median-filter or max-softmax; with parameters as vae-kl,code_size=8,epochs=5. Or it is yours: module:function,
-    called with the classifier, that returns an object with score(images) -> [n].
+    called with the classifier, that returns an object with score(images) -> [n], finite and each image's own: the same
+    in another order, among other images and alone. Yours are asked about that before any search.
     """,
     help_epilogue=examples(
         "brittle detect vae-kl --model MODEL --data mnist --out D",

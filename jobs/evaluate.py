@@ -7,6 +7,7 @@ from cyclopts import App, Group, Parameter
 
 from jobs.evaluation import Budget, Evaluation, EvaluationFolder, Question
 from jobs.examples import examples
+from jobs.first_look import require_one_model
 from jobs.interruption import keeping
 from jobs.launch import Images, Selection, Where, WorkerHost, resolve
 from jobs.progress import say
@@ -65,6 +66,8 @@ def evaluate(
     folder.require_usable()
     host = WorkerHost(where)
     loaded = load_subject(subject)
+    if not folder.exists:
+        require_one_model(loaded)
     within = flags.threat(loaded.dataset.shape)
     everything = stages_within(within)
     probe = folder.probe() if folder.exists else loaded.probe(gradients=flags.pixels is None)

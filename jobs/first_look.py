@@ -1,6 +1,7 @@
 """What is asked of models and detectors before any search, in seconds: their answer to an image must be its own."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
     from workers.detectors import Detector
 
-__all__ = ["look_at_detector", "require_own_answers"]
+__all__ = ["look_at_detector", "require_one_model", "require_own_answers"]
 
 SCORED = 64
 """Clean images whose scores must be finite."""
@@ -39,12 +40,42 @@ def require_own_answers(subject: Subject) -> None:
         answer: Tensor = subject.model(filled_call(asked[rows], len(rows)))
         return answer.float()
 
+    require_one_model(subject)
     with torch.no_grad():
         found = depends_on(ask, len(asked) - len(STRANGERS), most=32)
     if found:
         raise WrongInput(
             f"the model answers the same images differently {found}; expected an answer that is each image's own"
         )
+
+
+def require_one_model(subject: Subject) -> None:
+    """Refuses a user's model that, built again and asked about other images first, answers differently.
+
+    A model that answers differently at each call is left to the look at it.
+
+    Raises:
+        WrongInput: saying so.
+    """
+    import torch
+
+    from workers.evaluation.own_answer import same
+
+    if "function" not in subject.recipe.architecture:
+        return
+    images = torch.tensor(subject.dataset.images[:2]).float().div(255)
+    with torch.no_grad():
+        first, second = (subject.model(images.clone()) for _ in range(2))
+        if not same(first, second):
+            return
+        other = subject.recipe.build()
+        with suppress(Exception):  # it need not take them
+            other(1 - images)
+        if not same(other(images.clone()), first):
+            raise WrongInput(
+                f"--model {subject.recipe.reference}: built again, the model answers the same images differently, with "
+                "the same weights: what it keeps beside its parameters and buffers must not be drawn or learned anew"
+            )
 
 
 def look_at_detector(

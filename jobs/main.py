@@ -15,6 +15,7 @@ from pathlib import Path
 from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
+from jobs.contained import contained
 from jobs.exits import Exit, Interrupted, one_line
 from jobs.interruption import interruptible
 from jobs.progress import say
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows no ε is no fault
     given = _joined(word for word in given if word != _DEBUG)
-    with interruptible():
+    with contained(), interruptible():
         try:
             if stray := [word for word in given if not _is_text(word)]:
                 raise WrongInput(f"{stray[0]!r}: expected UTF-8; rename what it names, or change the locale")
@@ -92,7 +93,9 @@ def _told(error: BaseException) -> Exit:
             return Exit.DONE
         say(f"brittle: failed: standard output: {os.strerror(reason)}")
         return Exit.FAILED
-    if isinstance(error, Failed | StorageError):
+    if isinstance(error, SystemExit):
+        say(f"brittle: failed: code of yours, the model's perhaps, ended the process with code {error.code}")
+    elif isinstance(error, Failed | StorageError):
         say(f"brittle: failed: {one_line(error)}")
     else:  # nobody foresaw it
         said, kind = one_line(error), type(error).__name__

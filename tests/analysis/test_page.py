@@ -36,7 +36,7 @@ NASTY = "brittle attack --model '</script><!--<script>\"' --x=&amp;"
 def a_page(*, views: Sequence[RunView] = (), **more: Any) -> tuple[str, Dataset, list[RunView]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(71)
-        recipe = read_model("tests.conftest:ColourNet")
+        recipe = read_model("tests.workers.test_loading:seeded_net")
     model = recipe.build()
     images = random_images(ColourNet.SHAPE, 30, 70)
     labels = predictions(model, images)

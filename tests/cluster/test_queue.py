@@ -32,6 +32,7 @@ import os, pathlib, time, torch
 class Poison(torch.nn.Module):
     def __init__(self):
         super().__init__()
+        torch.manual_seed(0)
         self.linear = torch.nn.Linear(16, 3)
     def forward(self, x):
         corner = (x[:, 0, 0, 0] * 255).round()

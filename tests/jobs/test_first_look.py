@@ -1,5 +1,8 @@
 """Detectors and models that misbehave, met before any search: refused in one line, or said; nothing left behind."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,9 @@ import pytest
 
 from jobs.main import main
 from workers.images import Dataset
+from workers.models.loading import read_model
+
+ROOT = Path(__file__).parent.parent.parent
 
 DETECTORS = """
 import os, sys
@@ -83,6 +89,13 @@ def raises(classifier):
 def exits(classifier):
     return Detector(lambda images: sys.exit(3))
 
+def exits_at_once(classifier):
+    return Detector(lambda images: os._exit(3))
+
+def prints(classifier):
+    print("detector made")
+    return Detector(lambda images: print("detector asked") or energy(images)[:, None])
+
 def repairs_by_neighbours(classifier):
     return Detector(energy, predict=lambda images: classifier(images) - classifier(images).mean(dim=0))
 
@@ -105,6 +118,8 @@ REFUSED = {
     "squeezed": "score must return [64], got []",
     "raises": "no such thing",
     "exits": "fails on images of [1, 8, 8]: 3",
+    "exits_at_once": "fails on images of [1, 8, 8]: 3",
+    "prints": "score must return [64], got [64, 1]",
     "repairs_by_neighbours": "gives the same images other predictions alone",
     "repairs_to_nan": "predict must return logits [16, 4], got logits that are not finite",
 }
@@ -117,7 +132,7 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, change=lambda logits: logits):
         super().__init__()
-        self.linear = nn.Linear(64, 4)
+        self.linear = nn.Linear(64, 4, bias=False)
         with torch.no_grad():
             self.linear.weight.copy_(torch.linspace(-1, 1, 256).sin().view(4, 64))
         self.change = change
@@ -132,6 +147,57 @@ def batch_mean():
 
 def draws():
     return Net(lambda logits: logits + torch.randn(logits.shape))
+
+def anew():
+    torch.seed()
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+class Beside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.seed()
+        self.weight = torch.rand(64, 4)
+    def forward(self, images):
+        return images.flatten(1) @ self.weight
+
+def anew_beside():
+    return Beside()
+
+class Cached(Net):
+    mean = None
+    def forward(self, images):
+        self.mean = images.mean() if self.mean is None else self.mean
+        return super().forward(images - self.mean)
+
+def cached():
+    return Cached()
+
+torch.manual_seed(11)
+def seeded_by_its_module():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+
+def exits():
+    return Net(lambda logits: sys.exit(3))
+
+def exits_at_once():
+    return Net(lambda logits: os._exit(3))
+
+def exits_when_built():
+    os._exit(3)
+
+def exits_later():
+    return Net(lambda logits: logits if len(logits) < 17 else os._exit(3))
+
+def prints():
+    print("made", flush=True)
+    os.system("echo by a shell")
+    def change(logits):
+        print("asked")
+        os.write(1, b"asked by its descriptor\\n")
+        return logits
+    return Net(change)
+
+print("imported")
 """
 
 
@@ -193,3 +259,58 @@ def test_a_model_whose_answer_is_not_the_image_s_own_is_refused(
     told = capsys.readouterr()
     assert f"the model answers the same images differently {said}" in told.err
     assert not Path("out").exists()
+
+
+def attack(home: Path, name: str, *flags: str) -> list[str]:
+    return ["attack", "fgsm", "--model", f"misled_models:{name}", "--data", str(home / "data"), "--out", "out", *flags]
+
+
+ANEW = {
+    "anew": "gives other weights at each call (1.bias): seed what it draws",
+    "anew_beside": "built again, the model answers the same images differently",
+    "cached": "built again, the model answers the same images differently",
+    "exits": "the model fails on images of 1×8×8: SystemExit: 3",
+    "exits_at_once": "the model fails on images of 1×8×8: SystemExit: 3",
+    "exits_when_built": "--model misled_models:exits_when_built: SystemExit: 3",
+}
+
+
+@pytest.mark.parametrize("name", ANEW)
+def test_a_model_is_refused_before_any_search(name: str, inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(attack(inside, name)) == 2
+    told = capsys.readouterr()
+    assert ANEW[name] in told.err.splitlines()[-1]
+    assert told.out == ""
+    assert not Path("out").exists()
+
+
+def test_weights_that_a_module_seeds_once_are_taken(inside: Path) -> None:
+    """The first call after the import is the one that every process makes."""
+    found = set()
+    for _ in range(3):
+        sys.modules.pop("misled_models", None)
+        found.add(read_model("misled_models:seeded_by_its_module").content_hash)
+    assert len(found) == 1
+
+
+def test_a_model_that_ends_the_process_in_a_command_is_named(inside: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(attack(inside, "exits_later", "--correct")) == 1
+    told = capsys.readouterr()
+    assert "code of yours, the model's perhaps, ended the process with code 3" in told.err.splitlines()[-1]
+    assert told.out == ""
+    assert not Path("out").exists()
+
+
+def test_what_a_model_prints_is_not_among_the_results(inside: Path) -> None:
+    """In a command of its own: the descriptor is the process's."""
+    words = attack(inside, "prints", "--limit", "2", "--correct", "--workers", "1")
+    run = subprocess.run(
+        [sys.executable, "-m", "jobs.main", *words],
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{inside}"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    first, second = run.stdout.splitlines()
+    assert first.startswith("fgsm ")
+    assert second.startswith("results in out")
+    for printed in ("imported", "made", "by a shell", "asked", "asked by its descriptor"):
+        assert printed in run.stderr.splitlines()

@@ -54,7 +54,10 @@ def a_pair(): return Fixed(lambda images: (torch.zeros(len(images), 10), images)
 def not_a_number(): return Fixed(lambda images: torch.full((len(images), 10), float("nan")))
 def infinite(): return Fixed(lambda images: torch.full((len(images), 10), float("inf")))
 def whole_numbers(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.int64))
-def five_classes(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
+def linear(inputs, classes):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
+def five_classes(): return linear(64, 5)
 def one_logit(): return Fixed(lambda images: images.mean(dim=(1, 2, 3))[:, None])
 def one_number(): return Fixed(lambda images: images.mean(dim=(1, 2, 3)))
 def maps(): return Fixed(lambda images: torch.zeros(len(images), 10, 1, 1))
@@ -63,11 +66,11 @@ def an_output(): return Fixed(lambda images: SimpleNamespace(logits=torch.zeros(
 def in_half(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.float16))
 def in_bfloat16(): return Fixed(lambda images: torch.zeros(len(images), 10, dtype=torch.bfloat16))
 def predictions(): return Fixed(lambda images: torch.zeros(len(images), dtype=torch.int64))
-def double(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
-def half(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).half()
+def double(): return linear(64, 10).double()
+def half(): return linear(64, 10).half()
 def naught(): return Fixed(lambda images: torch.eye(10)[0].expand(len(images), 10))
 def wrong(): return Fixed(lambda images: torch.eye(11)[10].expand(len(images), 11))
-def for_mnist(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+def for_mnist(): return linear(784, 10)
 number = 3
 """
 

@@ -33,13 +33,24 @@ def test_the_seeds_cnn() -> None:
     assert CNN(3, 13, 10, 7)(torch.zeros(2, 3, 13, 10)).shape == (2, 7)
 
 
-def test_a_function_is_called_once_and_its_weights_travel() -> None:
-    recipe = read_model("tests.conftest:ColourNet")  # every call draws other weights
+def seeded_net() -> ColourNet:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return ColourNet()
+
+
+def test_a_function_s_weights_travel() -> None:
+    recipe = read_model("tests.workers.test_loading:seeded_net")
     first, second = (pickle.loads(pickle.dumps(recipe)).build() for _ in range(2))
     images = torch.tensor(random_images(ColourNet.SHAPE, 4, 1)).float().div(255)
     assert torch.equal(first(images), second(images))
     assert not first.training
     assert not any(p.requires_grad for p in first.parameters())
+
+
+def test_a_function_that_draws_its_weights_anew_is_refused() -> None:
+    with pytest.raises(WrongInput, match=r"gives other weights at each call \(body\.\S+\): seed what it draws"):
+        read_model("tests.conftest:ColourNet")
 
 
 def test_weights_and_normalisation(tmp_path: Path) -> None:

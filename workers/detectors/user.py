@@ -62,8 +62,9 @@ class AdaptedDetector(Detector):
 class UserDetector(DetectorRecipe):
     """``package.module:function``: called with the classifier, it returns an object with ``score(images) -> [n]``.
 
-    Images are float ``[n, C, H, W]`` in [0, 1]; the object may also have ``predict(images) -> logits``, say
-    ``differentiable = False``, and say ``noise = (shape,)`` to be given normal draws ``[n, *shape]`` behind the images.
+    Images are float ``[n, C, H, W]`` in [0, 1], copies that it may write to; the object may also have
+    ``predict(images) -> logits``, say ``differentiable = False``, and say ``noise = (shape,)`` to be given normal draws
+    ``[n, *shape]`` behind the images.
     Of an ``nn.Module`` the weights travel with it.
     """
 

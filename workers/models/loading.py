@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,7 +136,7 @@ def read_model(
         model = _built(architecture, state)
         if not state:
             state = pack_weights(model)
-            _built(architecture, state)
+            _require_loadable(architecture, state)
     except WrongInput as error:
         raise WrongInput(str(error) if str(error).startswith("--") else f"--model {reference}: {error}") from None
     except (Exception, SystemExit) as error:  # whatever a user's function or a foreign file raises: wrong input
@@ -145,6 +146,43 @@ def read_model(
         digest.update(part)
     digest.update(state)
     return ModelRecipe(reference, architecture, state, tuple(mean), tuple(std), weights, digest.hexdigest())
+
+
+def _require_loadable(architecture: dict[str, Any], state: bytes) -> None:
+    """Calls a user's function again: it must give the same weights, and its model must take them.
+
+    A function that draws from a stream which its module has seeded once gives others at its second call, and the same
+    in another process, which is asked then.
+
+    Raises:
+        WrongInput: for a function that draws its weights anew, which no later command could find again.
+    """
+    model = _construct(architecture)
+    first, second = (safetensors.torch.load(packed) for packed in (state, pack_weights(model)))
+    other = [name for name in first if name not in second or not _bits(first[name]).equal(_bits(second[name]))]
+    if other and _weights_elsewhere(architecture["function"]) != hashlib.sha256(state).hexdigest():
+        raise WrongInput(
+            f"gives other weights at each call ({min(other)}): seed what it draws, within the function, or give "
+            "trained weights as --weights"
+        )
+    model.load_state_dict(first)
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.contiguous().flatten().view(torch.uint8)
+
+
+def _weights_elsewhere(reference: str) -> str:
+    """SHA-256 of the packed weights that a function gives in a process of its own; empty where it fails there."""
+    code = (
+        "import sys, hashlib; sys.path[:] = sys.argv[2:]; import workers\n"
+        "from workers.models.loading import _construct, pack_weights\n"
+        "print('\\n' + hashlib.sha256(pack_weights(_construct({'function': sys.argv[1]}))).hexdigest())"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, reference, *sys.path], capture_output=True, text=True, check=False
+    )
+    return run.stdout.splitlines()[-1] if run.returncode == 0 else ""
 
 
 def pack_weights(model: nn.Module) -> bytes:
@@ -172,7 +210,7 @@ def check_model(model: nn.Module, dataset: Dataset) -> int:
     try:
         with torch.no_grad():
             answer = model(images.to(next(model.parameters(), images).device))
-    except Exception as error:  # whatever a foreign model raises, it cannot take these images
+    except (Exception, SystemExit) as error:  # whatever a foreign model raises, it cannot take these images
         raise WrongInput(f"the model fails on images of {shape}: {other_dtype(model)}{_summary(error)}") from None
     logits = require_logits(answer, len(images))
     if not bool(answered(logits).any()) and not _answers_any(model, some := dataset.images[:TRIED]):
