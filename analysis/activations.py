@@ -13,6 +13,7 @@ from analysis.embeddings import classifier_of
 from analysis.statistics import Estimate, by_image
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.scores import UNANSWERED, predicted
 from workers.results import distances
 
 __all__ = ["GROUPS", "INPUT", "Changes", "Growth", "Layer", "activation_changes", "activations", "change_maps",
@@ -220,9 +221,9 @@ def activation_changes(
                 raise WrongInput("the model executes other layers for other images, so they cannot be compared")
             ratios = [(after[one] - before[one]).flatten(1).norm(dim=1) / norms[one] for one in layers]
             found[number].append(torch.stack(ratios, dim=1).nan_to_num(posinf=torch.nan, nan=torch.nan).cpu().numpy())
-        predicted = [evaluator.logits(torch.tensor(x[rows])).argmax(dim=1).cpu().numpy() for x in (clean, *noise)]
-        fools.append(np.stack([one != predicted[0] for one in predicted[1:]], axis=1))
-        on_images(len(predicted[0]))
+        own, *others = [predicted(evaluator.logits(torch.tensor(x[rows]))).cpu().numpy() for x in (clean, *noise)]
+        fools.append(np.stack([(one != own) & (one != UNANSWERED) & (own != UNANSWERED) for one in others], axis=1))
+        on_images(len(own))
     whole = [np.concatenate(parts).astype(np.float64) for parts in found]
     return Changes(
         layers,

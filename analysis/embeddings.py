@@ -89,8 +89,12 @@ def representations(model: nn.Module, images: np.ndarray, on_images: OnAmount = 
                 f"got {list(last.given.shape)}"
             )
         rows = last.given[: len(chunk)].detach().flatten(1).float().cpu().numpy()
-        if not np.isfinite(rows).all():
-            raise WrongInput("the model's last nn.Linear is given values that are not finite")
+        if not (finite := np.isfinite(rows).all(axis=1)).all():
+            first = start + int(finite.argmin())
+            raise WrongInput(
+                f"the model's last nn.Linear is given values that are not finite: the first by image {first} of "
+                f"{len(images)}, counted from 0"
+            )
         if not start:
             found = np.empty((len(images), rows.shape[1]), dtype=np.float32)
         found[start : start + len(rows)] = rows

@@ -11,8 +11,8 @@ __all__ = ["reservations", "tied"]
 _KEY = ("image_id", "target")
 
 
-def tied(table: pa.Table, beside: pa.Table | None) -> tuple[int, int]:
-    """How many certified rows of a run have changes that tie, and how many changes those are.
+def tied(table: pa.Table, beside: pa.Table | None) -> str:
+    """How many certified rows of a run have changes that tie, in a sentence; empty where none has.
 
     A change ties where its highest logits are equal: the prediction is then the lowest of their classes, and the
     certificate rests on that.
@@ -22,11 +22,16 @@ def tied(table: pa.Table, beside: pa.Table | None) -> tuple[int, int]:
         beside: what the attack left beside them; None where it left nothing.
     """
     if beside is None or "ties" not in beside.column_names:
-        return 0, 0
+        return ""
     certified = {key for key, status in zip(_keys(table), _texts(table["status"]), strict=True) if status in _CERTIFIED}
     counts = [count for key, count in zip(_keys(beside), beside["ties"].to_pylist(), strict=True) if key in certified]
-    found = [count for count in counts if count]
-    return len(found), sum(found)
+    images, changes = sum(map(bool, counts)), sum(filter(None, counts))
+    if not changes:
+        return ""
+    return (
+        f"{images} of {len(certified)} certificates rest on ties: {changes} changes in all have equal highest logits, "
+        "and are held because the prediction is the lowest class of these"
+    )
 
 
 _CERTIFIED = (str(Status.CERTIFIED),)
@@ -38,14 +43,7 @@ def reservations(table: pa.Table, beside: pa.Table | None) -> list[str]:
     Args:
         table, beside: as of `tied`.
     """
-    said = []
-    images, changes = tied(table, beside)
-    if images:
-        certified = sum(status in _CERTIFIED for status in _texts(table["status"]))
-        said.append(
-            f"{images} of {certified} certificates rest on ties: {changes} changes in all have equal highest logits, "
-            "and are held because the prediction is the lowest class of these"
-        )
+    said = [sentence] if (sentence := tied(table, beside)) else []
     if beside is not None and "gradients_not_finite" in beside.column_names:
         shares = np.array([share or 0.0 for share in beside["gradients_not_finite"].to_pylist()])
         if (shares > 0).any():

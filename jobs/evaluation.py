@@ -139,6 +139,7 @@ class Evaluation:
         complete: names of the stages that have all of theirs, failed ones among them.
         ended: why no more stages are run; empty while they are.
         skipped: why some stages need not be, by name.
+        tied: what is to be said of certificates that rest on ties; empty for nothing.
         command: what was typed, or what comes to the same.
     """
 
@@ -161,6 +162,7 @@ class Evaluation:
     ended: str = ""
     skipped: dict[str, str] = field(default_factory=dict)
     introduced: bool = False
+    tied: str = ""
     _known: "Robustness | None" = None
 
     def run(self) -> None:
@@ -341,6 +343,9 @@ class Evaluation:
         Raises:
             WrongInput: for a run that cannot be of this evaluation.
         """
+        import pyarrow as pa
+
+        from analysis.reservations import tied
         from analysis.robustness import COLUMNS, StageRows
 
         folder = RunFolder(self.folder.run(stage))
@@ -361,6 +366,9 @@ class Evaluation:
         if stage.name in self.rows and self.rows[stage.name].rows.equals(table):
             return False
         self.rows[stage.name], self._known = StageRows(stage.name, stage.certifies, table), None
+        if stage.certifies:
+            untargeted = table.append_column("target", pa.nulls(len(table), pa.int32()))
+            self.tied = tied(untargeted, folder.beside(plan)[0])
         return True
 
     def _print(self, stage: Stage) -> None:
@@ -537,6 +545,8 @@ class Evaluation:
                 f"{int(self.rejected.sum())} of {len(self.ids)} clean images are rejected by the model itself and "
                 "count as misclassified; an attack must fool it without being rejected"
             )
+        if self.tied:
+            more.append(self.tied)
         if known.failed:
             more.append(
                 f"a search failed on {known.failed} images, which count as not broken unless another attack broke them"
