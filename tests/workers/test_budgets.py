@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tests.workers.test_fgsm import predictions
 from workers.attacks import ATTACKS, FGSM, PGD, Attack, DifferentialEvolution, RayS
 from workers.attacks.norm_ball import BallAttack
 from workers.attacks.toolkits import toolkit_attack
-from workers.budgets import number, spelled
+from workers.budgets import in_levels, number, spelled
 from workers.detectors import DETECTORS
 from workers.errors import WrongInput
 from workers.results import Status
@@ -265,3 +266,34 @@ def test_a_default_is_hashed_as_what_was_searched() -> None:
         assert columns(found) == columns(given(model, images, labels))
         with pytest.raises(ValueError, match="open until the images are known"):
             _ = open_yet.ball
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "limit", "shown"),
+    [
+        ("l2", 0.5, 16256, "L2 ε = 0.5"),  # 127.5²
+        ("l2", 0.2, 2601, "L2 ε = 0.2"),
+        ("l2", 0.0039215, 1, "L2 ε = 1/255"),
+        ("l2", 2**0.5 / 255, 2, "L2 ε = 0.00554593553871802"),
+        ("l2", 0.005, 1, "L2 ε = 0.005 (0.00392)"),
+        ("l1", 10.0, 2550, "L1 ε = 10"),
+        ("l1", 0.1, 25, "L1 ε = 0.1 (0.098)"),
+        ("linf", 0.3, 76, "L∞ ε = 0.3 (76/255)"),
+        ("linf", 0.99999, 254, "L∞ ε = 0.99999 (254/255)"),
+    ],
+)
+def test_limits_and_words_of_every_norm(norm: Any, epsilon: float, limit: int, shown: str) -> None:
+    ball = Ball(norm, epsilon)
+    assert (ball.limit, str(ball)) == (limit, shown)
+    assert bool(ball.note) == ("(" in shown)
+    at, beyond = np.sqrt([limit, limit + 1]) if norm == "l2" else np.array([limit, limit + 1])
+    for kind in (np.float32, np.float64):
+        moved = SimpleNamespace(**{norm: np.array([at, beyond], dtype=kind) / 255})
+        assert ball.within(moved).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("distance", "words"), [(0, "0"), (1 / 255, "0.0039 (1/255)"), (1.5 / 255, "0.0059 (1.5/255)"), (1, "1 (255/255)")]
+)
+def test_a_distance_is_never_shown_as_none(distance: float, words: str) -> None:
+    assert in_levels(distance) == words
