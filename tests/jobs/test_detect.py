@@ -133,7 +133,7 @@ def test_the_trained_detector(judged: Path, model: Path) -> None:
     lengths = [row["l2"] for row, through in zip(attacked, evaded, strict=True) if through]
     (said,) = [reason for reason in found["reasons"] if reason.startswith("at any distance")]
     if "adaptive-joint " in said:
-        assert f"at a median L2 of {np.median(lengths):.2f}" in said
+        assert f"at a median L2 of {np.median(lengths):.3g}" in said
     assert " times that of ddn on the classifier alone" in said
 
 
