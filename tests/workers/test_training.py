@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from workers.errors import WrongInput
 from workers.images import Dataset
+from workers.models.cnn import CNN
 from workers.models.loading import read_model
 from workers.sources import load_data
-from workers.training.classifiers import Epoch, Recipe, train
+from workers.training.classifiers import Epoch, Recipe, _measure, train
 
 
 def run(folder: Path, epochs: int, seed: int = 1) -> list[Epoch]:
@@ -99,3 +101,14 @@ def test_data_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         with pytest.raises(WrongInput, match=says):
             list(train(training, test, fit, tmp_path / "m", on_batch=lambda *_: None))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_classifier_that_answers_nan_is_right_about_nothing() -> None:
+    """Not about the images of class 0, as the argmax of NaN would have it."""
+    silent = CNN(1, 8, 8, 10)
+    with torch.no_grad():
+        for parameter in silent.parameters():
+            parameter.fill_(torch.nan)
+    epoch = _measure(silent, load_data("digits", "test"), 1, 0.0)
+    assert epoch.accuracy == 0
+    assert not np.any(epoch.confusion)

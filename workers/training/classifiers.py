@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from workers.errors import WrongInput
 from workers.evaluation.dense import DenseEvaluator
+from workers.evaluation.scores import predicted
 from workers.files import exclusive
 from workers.images import Dataset
 from workers.models.loading import construct, read_model
@@ -224,5 +225,5 @@ def _one_epoch(
 
 def _measure(model: nn.Module, test: Dataset, number: int, loss: float) -> Epoch:
     logits = DenseEvaluator(model.eval()).logits(torch.tensor(test.images))
-    table = confusion_matrix(test.labels, logits.argmax(dim=1).numpy(), labels=range(logits.shape[1]))
-    return Epoch(number, loss, float(table.trace() / table.sum()), table.tolist())
+    table = confusion_matrix(test.labels, predicted(logits).numpy(), labels=range(logits.shape[1]))
+    return Epoch(number, loss, float(table.trace() / len(test)), table.tolist())  # no answer is not a right one
