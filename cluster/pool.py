@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from workers.models.loading import ModelRecipe
 
-__all__ = ["Resources", "SearchPool"]
+__all__ = ["Resources", "SearchPool", "require_room"]
 
 SAY_SECONDS = 10.0
 GROW_SECONDS = 5.0
@@ -47,6 +47,35 @@ class Resources:
         return max(1, int(self.cpus))
 
 
+def require_room(session: Session, resources: Resources) -> None:
+    """Refuses actors that a session's own machine cannot hold.
+
+    Raises:
+        WrongInput: naming the flag.
+    """
+    if not session.local:
+        return
+    gpus = _gpus(session, resources)
+    if gpus > session.gpus:
+        raise WrongInput(f"--gpus-per-worker {gpus:g}: this machine has {session.gpus:g} GPUs")
+    if resources.cpus > session.cpus:
+        raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
+    room = _room(session.cpus, session.gpus, resources.cpus, gpus)
+    if (resources.workers or 0) > room:
+        raise WrongInput(f"--workers {resources.workers}: this machine has room for {room} of this size")
+
+
+def _gpus(session: Session, resources: Resources) -> float:
+    """GPUs for each actor."""
+    return resources.gpus if resources.gpus is not None else float(session.gpus > 0)
+
+
+def _room(cpus: float, gpus: float, cpus_each: float, gpus_each: float) -> int:
+    """How many actors fit into so many processors and GPUs."""
+    room = cpus // cpus_each
+    return int(min(room, gpus / gpus_each) if gpus_each else room)
+
+
 class SearchPool:
     """Actors that have been asked for; some may not run yet, or run again after a death.
 
@@ -63,15 +92,10 @@ class SearchPool:
         import ray
 
         self.session, self.resources, self.say = session, resources, say
-        self.gpus = resources.gpus if resources.gpus is not None else float(session.gpus > 0)
-        if session.local and self.gpus > session.gpus:
-            raise WrongInput(f"--gpus-per-worker {self.gpus:g}: this machine has {session.gpus:g} GPUs")
-        if session.local and resources.cpus > session.cpus:
-            raise WrongInput(f"--cpus-per-worker {resources.cpus:g}: this machine has {session.cpus:g} processors")
-        room = self._room(session.cpus, session.gpus) if session.local else self._free()
+        self.gpus = _gpus(session, resources)
+        require_room(session, resources)
+        room = _room(session.cpus, session.gpus, resources.cpus, self.gpus) if session.local else self._free()
         wanted = resources.workers or max(1, room)
-        if session.local and wanted > room:
-            raise WrongInput(f"--workers {wanted}: this machine has room for {room} of this size")
         # A dead actor is started again by Ray; a shard is never tried again by Ray, the queue counts the tries.
         options = {"num_cpus": resources.cpus, "num_gpus": self.gpus, "max_restarts": -1, "max_task_retries": 0}
         self._remote = ray.remote(**options)(_actor_class())
@@ -194,12 +218,7 @@ class SearchPool:
         import ray
 
         free = ray.available_resources()
-        return self._room(free.get("CPU", 0), free.get("GPU", 0))
-
-    def _room(self, cpus: float, gpus: float) -> int:
-        """How many actors fit into so many processors and GPUs."""
-        room = cpus // self.resources.cpus
-        return int(min(room, gpus / self.gpus) if self.gpus else room)
+        return _room(free.get("CPU", 0), free.get("GPU", 0), self.resources.cpus, self.gpus)
 
     def _having(self) -> str:
         import ray
@@ -235,6 +254,9 @@ def _actor_class() -> type:
 
         def fitting_batch(self, *asked: Any) -> int:
             return self._actor.fitting_batch(*asked)
+
+        def look(self, *asked: Any) -> Any:
+            return self._actor.look(*asked)
 
         def search(self, shard: Any) -> Any:
             return self._actor.search(shard)

@@ -16,7 +16,7 @@ from pathlib import Path
 import workers
 from workers.errors import WrongInput, in_one_line
 
-__all__ = ["Session", "open_session", "require_lasting", "stage_code"]
+__all__ = ["Session", "of_its_own", "open_session", "require_lasting", "stage_code"]
 
 CONNECT_SECONDS = 10.0
 
@@ -39,6 +39,19 @@ class Session:
     gpus: float
 
 
+def of_its_own(address: str | None) -> Session | None:
+    """What a Ray that `open_session` would start has; None where it would join one instead."""
+    if (address or os.environ.get("RAY_ADDRESS") or "local") != "local":
+        return None
+    _set_environment()
+    import joblib  # counts the processors that a container or an affinity mask leaves
+    from ray._private.accelerators import NvidiaGPUAcceleratorManager
+
+    gpus = NvidiaGPUAcceleratorManager.get_current_node_num_accelerators()
+    visible = NvidiaGPUAcceleratorManager.get_current_process_visible_accelerator_ids()
+    return Session(True, joblib.cpu_count(), gpus if visible is None else min(gpus, len(visible)))
+
+
 @contextmanager
 def open_session(address: str | None = None, say: Callable[[str], None] = lambda line: None) -> Iterator[Session]:
     """Joins the cluster at an address, else at ``RAY_ADDRESS``, else starts a Ray of this process's own.
@@ -49,19 +62,13 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
 
     Args:
         address: ``HOST:PORT`` of a head, ``auto`` for the one on this machine, or ``local``.
-        say: called with a line about what the user should mend.
+        say: called with a line about what the user should mend, and before the seconds that a Ray takes to start.
 
     Raises:
         WrongInput: when no cluster answers at the address, or it refuses this process: another token, another
             version of Ray or Python, no node on this machine.
     """
-    # Read by Ray when it is imported: no usage report, and a GPU stays hidden from actors that asked for none.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    # Ray prints paragraphs on standard output for every worker that dies; the queue says it in a line.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-    # … and a traceback for every call that nobody waits for any more, as of a worker that comes back at the end.
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
+    _set_environment()
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     own_token = _name_token(address, say)
     import joblib  # counts the processors that a container or an affinity mask leaves
@@ -74,6 +81,7 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
     handler = signal.getsignal(signal.SIGTERM)
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if address == "local":
+        say("starting Ray")
         ray.init(address="local", num_cpus=joblib.cpu_count(), include_dashboard=False, **quiet)
     else:
         _join(address, quiet)
@@ -86,6 +94,17 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
         ray.shutdown()
         if own_token:  # nobody else's
             del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
+
+
+def _set_environment() -> None:
+    """Sets what Ray is to find in its environment, before it is imported."""
+    # Read by Ray when it is imported: no usage report, and a GPU stays hidden from actors that asked for none.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    # Ray prints paragraphs on standard output for every worker that dies; the queue says it in a line.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # … and a traceback for every call that nobody waits for any more, as of a worker that comes back at the end.
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
 
 
 def _name_token(address: str, say: Callable[[str], None]) -> bool:

@@ -9,12 +9,12 @@ import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from cluster.store import RunFolder
 from jobs.examples import examples
 from jobs.exits import PARAMETERS, Exit, one_line
 from jobs.first_look import require_one_model
 from jobs.interruption import keeping
-from jobs.launch import Selection, Where, WorkerHost, launch
+from jobs.launch import Selection, Where, WorkerHost, launch, require_fit, resolve
+from jobs.look import look
 from jobs.progress import say
 from jobs.recorded import open_run
 from jobs.subject import SubjectOptions, load_subject, numbers
@@ -109,17 +109,22 @@ def _command(kind: type[Attack]) -> Any:
         selection, where = selection or Selection(), where or Where()
         place, attacks = Place.of(out), _attacks(kind, attack)
         loaded = load_subject(subject)
+        there = require_fit(attacks, loaded, selection, place).exists
+        if not there:
+            resolve(loaded, selection)  # refuses what leaves no image, before Ray starts
+            require_one_model(loaded)
+        budgets = []
         for asked in attacks:
             within = asked.for_images(loaded.dataset.shape)
-            for line in said_of(within.ball, given=within == asked) if within.ball else ():
-                say(line)
-        if not (there := RunFolder(place).exists):
-            require_one_model(loaded)
-        probe = open_run(place).probe if there else loaded.probe(gradients=kind.BY_GRADIENTS)
-        remedies = NONE if as_given else probe.remedies
-        if kind.CERTIFIES:  # what is proved of another view of the model is not proved of it
-            remedies = remedies.answering
+            budgets += said_of(within.ball, given=within == asked) if within.ball else []
         with keeping(place), WorkerHost(where) as host:
+            probe = open_run(place).probe if there else look(loaded, host, gradients=kind.BY_GRADIENTS)
+            remedies = NONE if as_given else probe.remedies
+            if kind.CERTIFIES:  # what is proved of another view of the model is not proved of it
+                remedies = remedies.answering
+            if not there:  # nothing stands against the search any more: a refusal has one line to say
+                for line in budgets:
+                    say(line)
             summaries = launch(
                 attacks,
                 loaded.searched_as(remedies),
@@ -129,6 +134,9 @@ def _command(kind: type[Attack]) -> Any:
                 retry_failed=retry_failed,
                 probe=probe,
             )
+        if there:
+            for line in budgets:
+                say(line)
         for sentence in probe.told(remedies):
             say(sentence)
         print(f"results in {place}; check them with: {typed('verify', path(place))}")

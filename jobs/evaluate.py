@@ -10,6 +10,7 @@ from jobs.examples import examples
 from jobs.first_look import require_one_model
 from jobs.interruption import keeping
 from jobs.launch import Images, Selection, Where, WorkerHost, resolve
+from jobs.look import look
 from jobs.progress import say
 from jobs.subject import SubjectOptions, load_subject
 from jobs.threat import ThreatFlags, fitting, said_of, stages_within
@@ -64,51 +65,52 @@ def evaluate(
         raise WrongInput(f"--out {out}: an evaluation's folder lies on a disk; a single attack's may lie elsewhere")
     folder = EvaluationFolder(place.path)
     folder.require_usable()
-    host = WorkerHost(where)
     loaded = load_subject(subject)
-    if not folder.exists:
-        require_one_model(loaded)
     within = flags.threat(loaded.dataset.shape)
     everything = stages_within(within)
-    probe = folder.probe() if folder.exists else loaded.probe(gradients=flags.pixels is None)
-    stages = stages_within(within, probe)
-    fit, unfit = fitting(stages, loaded)
-    without = [stage.name for stage in everything if stage.name not in {other.name for other in stages}]
-    unfit |= dict.fromkeys(without, "left out: the model has no gradient, and no remedy gives it one")
-    asked = {
-        **within.describe(),
-        **images.model_dump(mode="json"),
-        "all_attacks": question.all_attacks,
-        "split": loaded.dataset.split,
-        "model": loaded.recipe.content_hash,
-        "data": loaded.data_hash,
-        **versions(),
-        "threads": host.resources.threads,
-        "attacks": {stage.name: stage.attack.params_hash for stage in fit},
-        "probe": probe.describe(),
-    }
-    if folder.exists:
-        folder.compare(asked)
-    given = loaded.searched_as(probe.remedies.answering)
-    ids = resolve(given, Selection(**images.model_dump())).ids
-    with keeping(folder.path), folder.locked():
-        if fresh := not folder.exists:
-            folder.create(asked)
-        else:
+    fitting(everything, loaded)
+    if not folder.exists:
+        resolve(loaded, Selection(**images.model_dump()))  # refuses what leaves no image, before Ray starts
+        require_one_model(loaded)
+    with keeping(folder.path), WorkerHost(where) as host:
+        probe = folder.probe() if folder.exists else look(loaded, host, gradients=flags.pixels is None)
+        stages = stages_within(within, probe)
+        fit, unfit = fitting(stages, loaded)
+        without = [stage.name for stage in everything if stage.name not in {other.name for other in stages}]
+        unfit |= dict.fromkeys(without, "left out: the model has no gradient, and no remedy gives it one")
+        asked = {
+            **within.describe(),
+            **images.model_dump(mode="json"),
+            "all_attacks": question.all_attacks,
+            "split": loaded.dataset.split,
+            "model": loaded.recipe.content_hash,
+            "data": loaded.data_hash,
+            **versions(),
+            "threads": host.resources.threads,
+            "attacks": {stage.name: stage.attack.params_hash for stage in fit},
+            "probe": probe.describe(),
+        }
+        if folder.exists:
             folder.compare(asked)
-        for line in said_of(within, given=flags.epsilon is not None):
-            say(line)
-        evaluation = Evaluation(
-            given, probe, within, images, question, budget, folder, host, fit, unfit, ids, retry_failed, command
-        )
-        try:
-            with host:
+        given = loaded.searched_as(probe.remedies.answering)
+        ids = resolve(given, Selection(**images.model_dump())).ids
+        with folder.locked():
+            if fresh := not folder.exists:
+                folder.create(asked)
+            else:
+                folder.compare(asked)
+            for line in said_of(within, given=flags.epsilon is not None):
+                say(line)
+            evaluation = Evaluation(
+                given, probe, within, images, question, budget, folder, host, fit, unfit, ids, retry_failed, command
+            )
+            try:
                 evaluation.run()
-        except WrongInput:
-            if fresh and not evaluation.rows:
-                folder.forget()
-            raise
-        return evaluation.conclude()
+            except WrongInput:
+                if fresh and not evaluation.rows:
+                    folder.forget()
+                raise
+            return evaluation.conclude()
 
 
 if __name__ == "__main__":

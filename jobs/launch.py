@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.completion import Completion
 from cluster.metrics import SearchMetrics
-from cluster.pool import Resources, SearchPool
+from cluster.pool import Resources, SearchPool, require_room
 from cluster.queue import Done, Lost, Narrowed
-from cluster.session import open_session, require_lasting
+from cluster.session import of_its_own, open_session, require_lasting
 from cluster.store import Plan, RunFolder
 from jobs.exits import Interrupted
 from jobs.frozen import require_same
@@ -43,6 +43,7 @@ __all__ = [
     "Where",
     "WorkerHost",
     "launch",
+    "require_fit",
     "resolve",
     "sentence",
     "shard_of_few",
@@ -121,6 +122,8 @@ class WorkerHost:
     def pool(self) -> SearchPool:
         """The pool, started at the first call."""
         if self._pool is None:
+            if own := of_its_own(self.where.address):
+                require_room(own, self.resources)
             session = self._stack.enter_context(open_session(self.where.address, say))
             self._pool = SearchPool(session, self.resources, say)
             self._stack.callback(self._pool.stop)
@@ -182,14 +185,8 @@ def launch(
         WrongInput: for options that do not fit the subject or the run that the folder holds.
         Interrupted: when stopped; the same command resumes.
     """
-    RunFolder(out).require_usable()
-    if out.local:
-        require_lasting(out.path)
-    folder = RunFolder(out.resolve())  # actors on a cluster have another working directory
     attacks = [attack.for_images(subject.dataset.shape) for attack in attacks]
-    for attack in attacks:
-        attack.check(subject.dataset.shape, subject.classes)
-        attack.check_goal(targeted=selection.target is not None)
+    folder = require_fit(attacks, subject, selection, out)
     run = _Launch(attacks, subject, selection, ids, folder, host, title or attacks[0].NAME, watch, retry_failed, probe)
     if folder.exists:
         run.compare(folder.plan())
@@ -226,6 +223,24 @@ def launch(
         summaries.append(summary)
     subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
     return summaries
+
+
+def require_fit(attacks: Sequence[Attack], subject: Subject, selection: Selection, out: Place) -> RunFolder:
+    """Refuses a search that cannot be, before Ray starts for it.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        WrongInput: for a folder that cannot be used, or attacks that do not take these images or this goal.
+    """
+    RunFolder(out).require_usable()
+    if out.local:
+        require_lasting(out.path)
+    for attack in attacks:
+        attack.for_images(subject.dataset.shape).check(subject.dataset.shape, subject.classes)
+        attack.check_goal(targeted=selection.target is not None)
+    return RunFolder(out.resolve())  # actors on a cluster have another working directory
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,12 @@ class Progress:
         elif time.monotonic() - self._said >= LINE_SECONDS:
             self._line()
 
+    def expect(self, total: int) -> None:
+        """Changes what `advance` adds up to."""
+        self._total = total
+        if self._bar is not None:
+            self._bar.total = total
+
     def close(self) -> None:
         """Ends the bar; a line is left for anything that took long enough to have shown one."""
         if self._bar is not None:

@@ -1,10 +1,7 @@
 """What is attacked: a model and a data set, loaded and fitted to each other."""
 
-from concurrent.futures import ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.progress import progress, say
 from workers.budgets import number
-from workers.errors import WrongInput, in_one_line
+from workers.errors import WrongInput
 from workers.images import Dataset, Layout
-from workers.remedies.checks import UNPROBED, Check, Probe, State
 from workers.sources import NAMES, is_single_file, load_data
 
 if TYPE_CHECKING:
@@ -25,9 +21,6 @@ if TYPE_CHECKING:
     from workers.remedies.remedies import Remedies
 
 __all__ = ["Subject", "SubjectOptions", "load_subject", "load_training", "numbers"]
-
-LOOKED_AT = 128
-"""Of the first so many images a look at the model takes some that differ."""
 
 NEAR_CHANCE = 1.5
 """A clean accuracy below this many times chance draws a warning."""
@@ -92,37 +85,6 @@ class Subject:
                 bar.advance(len(logits))
         return np.concatenate(most), np.concatenate(least)
 
-    def probe(self, *, gradients: bool = True) -> Probe:
-        """Whether the model shows searches what they go by; of one behind a detector nothing is found out.
-
-        Args:
-            gradients: whether the searches will go by gradients.
-        """
-        from workers.detectors.guarded import Guarded
-        from workers.remedies.probe import probe
-
-        if isinstance(self.model, Guarded):
-            return UNPROBED
-        images = self.dataset.images[:LOOKED_AT]
-        try:
-            if "name" in self.recipe.architecture:  # brittle's own
-                return probe(self.model, images, gradients=gradients)
-            # A foreign model may bring down the process that asks it about some image.
-            with (
-                ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart,
-                progress(1, "a look at the model") as bar,
-            ):
-                found = apart.submit(_probed, self.recipe, images, gradients)
-                while not wait([found], timeout=1).done:
-                    bar.advance(0)
-                bar.advance(1)
-                return found.result()
-        except BrokenProcessPool:
-            reason = "could not be looked at: the process that did died"
-        except Exception as error:  # a foreign model may raise anything; a search says so of each image
-            reason = f"could not be looked at: {type(error).__name__}: {in_one_line(error)[:200]}"
-        return Probe((Check("model", State.NOT_RUN, reason),))
-
     def searched_as(self, remedies: "Remedies", surrogate: "ModelRecipe | None" = None) -> "Subject":
         """The same subject, whose answers still count, searched under remedies or through another model."""
         recipe = self.recipe.searched_as(remedies, surrogate)
@@ -151,19 +113,6 @@ class Subject:
             hint = "a model that expects normalised images needs --mean and --std"
             why = "the repair of its detector may be why" if guarded else hint
             say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; {why}")
-
-
-def _probed(recipe: "ModelRecipe", images: np.ndarray, gradients: bool) -> Probe:
-    """A probe in a process that has nothing yet."""
-    import workers  # noqa: F401 - before torch: it sets what OpenMP and MKL read when they start
-
-    # isort: split
-    import torch
-
-    from workers.remedies.probe import probe
-
-    torch.set_num_threads(1)
-    return probe(recipe.build(), images, gradients=gradients)
 
 
 def load_subject(options: SubjectOptions) -> Subject:

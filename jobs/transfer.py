@@ -188,11 +188,11 @@ def transfer(
             folder.create(asked)
         else:
             folder.compare(asked)
-        for line in said_of(ball, given=given.epsilon is not None):
-            say(line)
         try:
             if fresh:
                 host.pool()  # refuses what does not fit before anything is trained
+            for line in said_of(ball, given=given.epsilon is not None):
+                say(line)
             job.make_surrogates()
             job.search()
         except WrongInput:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from workers.attacks.attack import Attack
     from workers.models.loading import ModelRecipe
+    from workers.remedies.checks import Probe
     from workers.results import SearchResult
 
 __all__ = ["Introduction", "Outcome", "SearchActor", "Shard", "ShardSummary", "SharedModel", "WorkerBroken"]
@@ -210,6 +211,37 @@ class SearchActor:
         free, _ = torch.cuda.mem_get_info()
         there, most = torch.tensor(images), int(free * MEMORY_SHARE * min(1, share))
         return batch_that_fits(self._built(shared), there, most, block=block)
+
+    def look(self, shared: SharedModel, images: np.ndarray, gradients: bool, board: str) -> "Probe":
+        """What there is to know of a model before it is searched (`workers.remedies.probe`).
+
+        Args:
+            shared: the model.
+            images: uint8 ``[n, C, H, W]``, clean.
+            gradients: whether searches will go by gradients.
+            board: the key under which Ray keeps how far this is, as ``done/planned`` calls of the model.
+
+        Raises:
+            WorkerBroken: when the machine failed and not the model.
+        """
+        import torch
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        from workers.remedies.checks import unlooked
+        from workers.remedies.probe import probe
+
+        def told(done: int, planned: int) -> None:
+            _internal_kv_put(board, f"{done}/{planned}")
+
+        log.info("a look at the model")
+        try:
+            return probe(self._built(shared), images, gradients=gradients, on_call=told)
+        except (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError) as error:
+            log.error("a look at the model: %s", error)
+            raise WorkerBroken(_said(error)) from None
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # a foreign model may raise anything
+            log.exception("a look at the model")
+            return unlooked(_said(error))
 
     def search(self, shard: Shard) -> ShardSummary:
         """Searches a shard and writes its part whole; a search that raises becomes rows that say so.

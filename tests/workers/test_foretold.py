@@ -14,7 +14,7 @@ from workers.images import Dataset
 from workers.models.loading import Normalised, read_model
 from workers.remedies.checks import Probe, State
 from workers.remedies.foretold import FEWEST, change, share_that_comes
-from workers.remedies.probe import probe
+from workers.remedies.probe import PROBED, probe
 from workers.remedies.remedies import NONE
 
 PUBLISHED = Path(__file__).parents[3] / "shared" / "published"
@@ -160,3 +160,78 @@ def test_no_check_fires_on_an_imagenet_network() -> None:
     found = probe(normalised, np.stack(pictures).transpose(0, 3, 1, 2))
     assert fired(found) == {}
     assert found.remedies == NONE
+
+
+class Counting(nn.Module):
+    """Counts what a model is asked, in images, forward alone and with a gradient."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.calls, self.forward_alone, self.with_gradient = model, 0, 0, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if images.requires_grad:
+            self.with_gradient += len(images)
+        else:
+            self.forward_alone += len(images)
+        return self.model(images)
+
+
+def test_a_look_costs_as_much_as_is_written_down(mnist_model: nn.Module, mnist: Dataset) -> None:
+    model, told = Counting(mnist_model), list[tuple[int, int]]()
+    found = probe(model, mnist.images, on_call=lambda done, planned: told.append((done, planned)))
+    assert fired(found) == {}
+    batches = (model.forward_alone / 3 + model.with_gradient) / PROBED
+    assert batches == pytest.approx(7.7, abs=0.05)
+    assert told[0] == (0, model.calls)
+    assert {planned for _, planned in told} == {model.calls}  # known from the start
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (model.calls, model.calls)
+
+
+@pytest.mark.parametrize("answer", ["softmax", "noise", "alone"])
+def test_calls_are_counted_where_something_fires_too(mnist_model: nn.Module, mnist: Dataset, answer: str) -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = mnist_model
+
+        def forward(self, images: Tensor) -> Tensor:
+            if answer == "noise":
+                images = images + 0.05 * torch.randn_like(images)
+            logits = self.model(images)
+            if answer == "alone":  # is what it is alone, but for a call's mean
+                return logits + 1e-2 * (len(logits) > 1) * logits.mean()
+            return logits.softmax(dim=1) if answer == "softmax" else logits
+
+    model, told = Counting(Hiding().eval().requires_grad_(False)), list[tuple[int, int]]()
+    found = probe(model, mnist.images[:5], on_call=lambda done, planned: told.append((done, planned)))
+    assert fired(found)
+    assert told[-1] == (model.calls, model.calls)
+    assert all(done <= planned for done, planned in told)
+
+
+def test_a_few_answers_that_are_not_finite_leave_the_rest_looked_at(mnist_model: nn.Module, mnist: Dataset) -> None:
+    class Partly(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            bad = images.mean(dim=(1, 2, 3)) > limit
+            return mnist_model(images).masked_fill(bad[:, None], torch.nan)
+
+    images = mnist.images[:32]
+    means = np.sort((images / 255.0).mean(axis=(1, 2, 3)))
+    limit = float((means[-3] + means[-2]) / 2)
+    found = probe(Partly().eval(), images)
+    assert fired(found)["finite answers"].startswith("finite answers: remedied: 2 of 32 images")
+    assert {"masked gradients", "scale of logits"} <= {check.name for check in found.checks}
+    assert fired(found).keys() == {"finite answers"}
+
+
+def test_a_model_that_answers_all_alike_is_looked_at(mnist: Dataset) -> None:
+    class Constant(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return 0 * images.flatten(1)[:, :10] + 1e20
+
+    found = probe(Constant().eval(), mnist.images[:32])
+    assert fired(found)["saturated or quantised outputs"].startswith("saturated or quantised outputs: failed")
+    assert found.remedies.scale == 1  # there is no lead that a factor could bring into range

@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.remedies.remedies import NONE, Remedies
 
-__all__ = ["ANSWERING", "ANSWERS", "UNPROBED", "Check", "Probe", "State"]
+__all__ = ["ANSWERING", "ANSWERS", "UNPROBED", "Check", "Probe", "State", "unlooked"]
 
 
 ANSWERS = ("finite answers", "other images of a call")
@@ -133,3 +133,8 @@ class Probe:
 
 UNPROBED = Probe()
 """Of a model that nothing was found out about."""
+
+
+def unlooked(reason: str) -> Probe:
+    """Of a model that could not be looked at: it is searched as it is, and a search says what befalls each image."""
+    return Probe((Check("model", State.NOT_RUN, f"could not be looked at: {reason}"),))

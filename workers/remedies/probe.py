@@ -15,16 +15,25 @@ from workers.evaluation.own_answer import STRANGERS, asked_about, depends_on, sa
 from workers.evaluation.scores import answered
 from workers.losses import cotangents, values
 from workers.models.foreign import writes_to_input
+from workers.remedies.asked import Asked, OnCall
 from workers.remedies.checks import Check, Probe, State
-from workers.remedies.foretold import share_that_comes
+from workers.remedies.foretold import DISTANCES, share_that_comes
 from workers.remedies.inside import Inside
 from workers.remedies.remedied import SEARCHED_DRAWS, Searched
 from workers.remedies.remedies import Remedies
 
-__all__ = ["PROBED", "probe"]
+__all__ = ["PROBED", "looked_at", "probe"]
 
 PROBED = 32
-"""Images that a probe looks at; clean ones are enough."""
+"""Images that a probe looks at; clean ones are enough.
+
+A gradient batch is one of `PROBED` images forward and back, a forward pass of them a third of it. A model that hides
+nothing is asked for as much as comes to 7.7: whether its answers are finite, an image's own and leave it as it is, 12.1
+forward passes; noisy copies beside the images, 4; the gradient, 1 batch; what it foretells, 4 forward passes. Remedies
+are tried only where a check has fired.
+"""
+OWN_CALLS = 20
+"""The calls in which a model shows that its answers are finite, an image's own, and leave it as it is."""
 
 CONSISTENT = 0.3
 """The share of the rise of the loss that a gradient foretells which must come (`share_that_comes`)."""
@@ -87,48 +96,70 @@ class _View:
         return (*found, self.resolved, not self.probabilities)
 
 
-def probe(model: nn.Module, images: np.ndarray, *, gradients: bool = True) -> Probe:
+def probe(
+    model: nn.Module,
+    images: np.ndarray,
+    *,
+    gradients: bool = True,
+    on_call: OnCall = lambda done, planned: None,
+) -> Probe:
     """Looks at a model and tries remedies, the mildest first, until gradients and logits are of use.
 
     Args:
         model: float images ``[n, C, H, W]`` in [0, 1] to logits ``[n, K]``, in ``eval()`` mode, parameters frozen.
-        images: uint8 ``[n, C, H, W]``, clean; the first `PROBED` are looked at.
+        images: uint8 ``[n, C, H, W]``, clean; those of `looked_at` are looked at.
         gradients: whether searches will go by gradients; without, the checks on these are left out.
+        on_call: follows the calls of the model.
 
     Raises:
         Exception: whatever a foreign model raises when it is asked for an answer.
     """
-    started = time.perf_counter()
-    clean = torch.tensor(_different(images)).to(DenseEvaluator(model).device)
-    known = answered(_logits(model, clean))
+    started, asked, looked = time.perf_counter(), Asked(model, on_call), looked_at(images)
+    clean = torch.tensor(looked).to(DenseEvaluator(model).device)
+    asked.expect(OWN_CALLS + _calls(Remedies(), clean, 2) + _calls_of_view(Remedies(), clean, gradients))
+    known = answered(_logits(asked, clean))
     silent = []
     if not bool(known.all()):
         reason = f"{int((~known).sum())} of {len(clean)} images have answers that are not finite numbers"
         silent = [
             Check("finite answers", State.REMEDIED, reason, "a search of one fails, and it is not looked at here")
         ]
-        clean = clean[known]
+        clean, looked = clean[known], looked[known.cpu().numpy()]
     if not len(clean):
         return Probe((Check("finite answers", State.FAILED, reason, seconds=time.perf_counter() - started),))
-    answering, repeated = _repeats(model, images, clean)
-    repeated.append(_written(model, clean))
-    own = _logits(Searched(model, answering), torch.cat([clean, _noisy(clean, FAR)]))
-    given = _view(model, answering, clean, own)
+    answering, repeated = _repeats(asked, looked, clean)
+    repeated.append(_written(asked, clean))
+    asked.expect(_calls(answering, clean, 2) + _calls_of_view(answering, clean, gradients))
+    own = _logits(Searched(asked, answering), torch.cat([clean, _noisy(clean, FAR)]))
+    given = _view(asked, answering, clean, own, gradients)
     chosen, best = answering, given
     if not given.clear(gradients):
-        for remedies in _candidates(model, answering, clean, given):
-            view = _view(model, remedies, clean, own)
+        for remedies in _candidates(asked, answering, clean, given):
+            asked.expect(_calls_of_view(remedies, clean, gradients))
+            view = _view(asked, remedies, clean, own, gradients)
             if view.agreement >= AGREEMENT and view.rank(gradients) > best.rank(gradients):
                 chosen, best = remedies, view
             if best.clear(gradients):
                 break
-    if not SEARCHED_LEADS[0] <= best.gap <= SEARCHED_LEADS[1]:
+    asked.expect(0)
+    if best.gap and not SEARCHED_LEADS[0] <= best.gap <= SEARCHED_LEADS[1]:
         chosen = replace(chosen, scale=2.0 ** round(math.log2(10 / max(best.gap, 1e-30))))
     found = [*silent, *repeated, *_outputs(given, best, chosen)]
     if gradients:
         found += _gradients(given, best, chosen)
     seconds = (time.perf_counter() - started) / len(found)
     return Probe(tuple(replace(check, seconds=seconds) for check in found), chosen, not given.error, not best.error)
+
+
+def _calls(remedies: Remedies, clean: Tensor, times: int = 1) -> int:
+    """How many calls of the model itself it takes to ask once about so many times the clean images."""
+    images = len(clean) * times
+    return max(remedies.draws, 1) * (images + -images % DenseEvaluator(nn.Identity()).block if remedies.alone else 1)
+
+
+def _calls_of_view(remedies: Remedies, clean: Tensor, gradients: bool) -> int:
+    """Likewise to look at a model under remedies."""
+    return _calls(remedies, clean, 2) + (1 + len(DISTANCES) * gradients) * _calls(remedies, clean)
 
 
 def _repeats(model: nn.Module, images: np.ndarray, clean: Tensor) -> tuple[Remedies, list[Check]]:
@@ -176,8 +207,8 @@ def _written(model: nn.Module, clean: Tensor) -> Check:
     return Check("writes to its input", State.REMEDIED, reason, "it is given copies")
 
 
-def _different(images: np.ndarray) -> np.ndarray:
-    """The first `PROBED` of the first images that are different ones."""
+def looked_at(images: np.ndarray) -> np.ndarray:
+    """Of the first images those that are different ones, at most `PROBED`."""
     some = images[: 4 * PROBED]
     _, first = np.unique(some.reshape(len(some), -1), axis=0, return_index=True)
     return some[np.sort(first)[:PROBED]]
@@ -209,7 +240,7 @@ def _insides(model: nn.Module, remedies: Remedies, clean: Tensor) -> int:
 _NOTHING = _View("it cannot be searched", 1.0, 0.0, 0.0, 0.0, False, 1.0, 0.0)
 
 
-def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _View:
+def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor, gradients: bool) -> _View:
     """Measures what a search would see; `own` are the model's answers to the images and to noisy copies."""
     searched = Searched(model, remedies)
     try:
@@ -221,7 +252,7 @@ def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _
         return _NOTHING
     seen, own = seen[known], own[known]
     top = logits.topk(2, dim=1).values
-    error, zero, infinite, consistency = _gradient(searched, clean, logits)
+    error, zero, infinite, consistency = _gradient(searched, clean, logits, gradients)
     return _View(
         error=error,
         zero=zero,
@@ -234,8 +265,11 @@ def _view(model: nn.Module, remedies: Remedies, clean: Tensor, own: Tensor) -> _
     )
 
 
-def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, float, float, float]:
-    """Why there is no gradient, on what share of images it is zero, what of it is not finite, how much of it comes."""
+def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor, judged: bool) -> tuple[str, float, float, float]:
+    """Why there is no gradient, on what share of images it is zero, what of it is not finite, how much of it comes.
+
+    The last is 1 where it is not to be judged.
+    """
     label = logits.argmax(dim=1)
     evaluator = DenseEvaluator(searched)
     try:
@@ -249,6 +283,8 @@ def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, 
     usable = gradient.flatten(1).any(dim=1)
     if not bool(usable.any()):
         return "", 1.0, infinite, 0.0
+    if not judged:
+        return "", float(1 - usable.float().mean()), infinite, 1.0
     lead = -values("margin", logits, label, None)
     came = share_that_comes(
         lambda moved: values("margin", _logits(searched, moved), label, None), clean, gradient, lead, usable
@@ -258,9 +294,7 @@ def _gradient(searched: nn.Module, clean: Tensor, logits: Tensor) -> tuple[str, 
 
 def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
     """The checks on the logits that a search sees: of the model as given, and under what was chosen."""
-    share, fit = f"{given.distinct:.0%} of the logits are distinct", LEADS[0] <= best.gap <= LEADS[1]
-    scaled = f"logits times {chosen.scale:.3g}" * (chosen.scale != 1)
-    lead = f"the highest leads by {best.gap:.3g} on the median image"
+    share = f"{given.distinct:.0%} of the logits are distinct"
     return [
         _check(
             "softmax as logits",
@@ -272,10 +306,19 @@ def _outputs(given: _View, best: _View, chosen: Remedies) -> list[Check]:
             chosen,
         ),
         _check("saturated or quantised outputs", share, not given.resolved, not best.resolved, chosen),
-        Check("scale of logits", State.PASSED, ", searched as ".join(filter(None, (lead, scaled))))
-        if fit
-        else Check("scale of logits", State.REMEDIED, lead, scaled),
+        _scale(best.gap, chosen.scale),
     ]
+
+
+def _scale(lead: float, scale: float) -> Check:
+    """The check on how far the highest logit leads, under the remedies, and by what logits are multiplied for it."""
+    name, times = "scale of logits", f"logits times {scale:.3g}"
+    said = f"the highest leads by {lead:.3g} on the median image"
+    if not lead:
+        return Check(name, State.NOT_RUN, "the highest two are the same on the median image")
+    if not LEADS[0] <= lead <= LEADS[1]:
+        return Check(name, State.REMEDIED, said, times)
+    return Check(name, State.PASSED, said + f", searched as {times}" * (scale != 1))
 
 
 def _gradients(given: _View, best: _View, chosen: Remedies) -> list[Check]:
