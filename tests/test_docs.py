@@ -169,7 +169,7 @@ def test_a_page_opens_with_a_command(page: Path) -> None:
 
 def test_flags_are_those_of_the_help(flags_of: Callable[..., set[str]]) -> None:
     parameters = [name for kind in (*ATTACKS.values(), *map(defense_kind, DEFENSES)) for name in kind.model_fields]
-    known = {f"--{name.replace('_', '-')}" for name in parameters} | flags_of("attack", "pgd")
+    known = {"--debug"} | {f"--{name.replace('_', '-')}" for name in parameters} | flags_of("attack", "pgd")
     for example in examples():
         for words in example.commands:
             if words[0] != "brittle" or any(f"{toolkit}:" in word for word in words for toolkit in TOOLKITS):
