@@ -118,8 +118,9 @@ def test_several_budgets_in_one_run(mnist_folder: Path, tmp_path: Path, capsys: 
 
 
 def test_what_a_budget_comes_to_is_said_beside_what_was_typed(
-    mnist_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("jobs.progress.LINE_SECONDS", 0.0)  # however fast it is, a line of progress is shown
     flags, out = ("fgsm", "--correct", "--limit", "6"), tmp_path / "run"
     assert main(attack(mnist_folder, out, *flags, "--epsilon", "0.031,0.00392156,8/255")) == 0
     said = capfd.readouterr()
