@@ -25,7 +25,7 @@ from workers.training.plain import Plain
 if TYPE_CHECKING:
     from workers.training.classifiers import Epoch, Recipe, Stage
 
-__all__ = ["app_for", "epochs_of", "followed", "train_model"]
+__all__ = ["app", "app_for", "epochs_of", "followed", "train_model"]
 
 
 class TrainOptions(BaseModel):
@@ -203,6 +203,10 @@ def followed(
             if kept := epoch.epoch > seen:
                 bar.advance(steps, f"epoch {epoch.epoch} from its checkpoint")
             yield epoch, not kept
+
+
+app = app_for(())
+"""The command without a defense, as it is listed beside the others."""
 
 
 if __name__ == "__main__":
