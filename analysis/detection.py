@@ -7,7 +7,7 @@ its score is above the threshold. A score that is not finite neither flags nor c
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -578,11 +578,22 @@ def _wrong(prediction: np.ndarray, label: np.ndarray) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class Check:
-    """Whether attacks behave as sound ones do; an attack that does not proves nothing by failing."""
+    """Whether attacks behave as sound ones do; an attack that does not proves nothing by failing.
+
+    Attributes:
+        name: what is looked for.
+        passed: None where that hangs on rows without an answer.
+        sentence: what was seen.
+    """
 
     name: str
-    passed: bool
+    passed: bool | None
     sentence: str
+
+    @property
+    def outcome(self) -> str:
+        """In a word or two."""
+        return "not known" if self.passed is None else "passed" if self.passed else "failed"
 
 
 def adaptive_unbeaten(attacks: Sequence[AttackRows], threat: Threat, threshold: Threshold) -> Check:
@@ -599,18 +610,18 @@ def adaptive_unbeaten(attacks: Sequence[AttackRows], threat: Threat, threshold: 
     tried = np.unique(np.concatenate([attack.image_id[attack.attempted] for attack in adaptive]))
     evaded = np.concatenate([attack.image_id[attack.evaded(threshold, threat)] for attack in adaptive])
     may_evade = np.concatenate([attack.image_id[attack.may_evade(threshold, threat)] for attack in adaptive])
-    beaten, compared = [], 0
+    compared: list[tuple[bool | None, str]] = []
     for other in attacks:
         if other.kind == Kind.ADAPTIVE:
             continue
         both = other.attempted & np.isin(other.image_id, tried)
         own = Rate.between(np.isin(other.image_id[both], evaded), np.isin(other.image_id[both], may_evade))
         theirs = other.evasion(threshold, threat, both)
-        compared += own.total > 0
-        if _above(theirs, own):
-            beaten.append(f"{other.name} ({other.kind}) evades on {theirs}, the adaptive attack on {own}")
-    said = "; ".join(beaten) or f"none of {compared} other attacks evades more often than the adaptive one"
-    return Check("adaptive attack unbeaten", not beaten, said)
+        if own.total:
+            said = f"{other.name} ({other.kind}) evades on {theirs}, the adaptive attack on {own}"
+            compared.append((_above(theirs, own), said))
+    said = f"none of {len(compared)} other attacks evades more often than the adaptive one"
+    return _none_above("adaptive attack unbeaten", compared, said)
 
 
 def steps_suffice(attack: AttackRows, doubled: AttackRows, threat: Threat, threshold: Threshold) -> Check:
@@ -627,12 +638,13 @@ def steps_suffice(attack: AttackRows, doubled: AttackRows, threat: Threat, thres
     if not before.total:
         raise ValueError(f"{attack.name} and {doubled.name} attempted no image both")
     said = f"{attack.name} evades on {before}, with twice the steps on {after}"
-    return Check("steps suffice", not _above(after, before), said)
+    above = _above(after, before)
+    return Check("steps suffice", None if above is None else not above, said)
 
 
 def unbounded_succeeds(found: Rate) -> Check:
     """A search without a budget evades on every image: any image can be made into one that is accepted and wrong."""
-    passed = found.hits > 0 and found.hits + found.unknown == found.total
+    passed = found.reaches(1) if found.total else False
     return Check("unbounded search succeeds", passed, f"without a budget {found} evade")
 
 
@@ -656,14 +668,12 @@ def monotone_in_budget(found: Sequence[tuple[float, Rate]]) -> Check:
         found: pairs of budget and evaded, in any order.
     """
     pairs = sorted(found, key=lambda pair: pair[0])
-    worse = [
-        f"budget {more:g} evades on {second}, {less:g} on {first}"
+    compared = [
+        (_above(first, second), f"budget {more:g} evades on {second}, {less:g} on {first}")
         for number, (more, second) in enumerate(pairs)
         for less, first in pairs[:number]
-        if _above(first, second)
     ]
-    said = "; ".join(worse) or f"evasion never falls over {len(pairs)} growing budgets"
-    return Check("monotone in the budget", not worse, said)
+    return _none_above("monotone in the budget", compared, f"evasion never falls over {len(pairs)} growing budgets")
 
 
 def false_alarms_as_stated(alarms: FalseAlarms) -> Check:
@@ -681,9 +691,19 @@ def false_alarms_as_stated(alarms: FalseAlarms) -> Check:
     return Check(f"false alarms at {threshold.rate:.0%}", bool(chance >= SURPRISE), said)
 
 
-def _above(rate: Rate, other: Rate) -> bool:
-    """Whether a rate is above the other's interval, whatever its rows without an answer are."""
-    return rate.low is not None and other.interval is not None and rate.low > other.interval[1]
+def _above(rate: Rate, other: Rate) -> bool | None:
+    """Whether a rate is above the other's interval; None where that hangs on rows without an answer."""
+    least, most = replace(other, unknown=0).interval, other.interval
+    if rate.low is None or rate.high is None or least is None or most is None or rate.high <= least[1]:
+        return False
+    return True if rate.low > most[1] else None
+
+
+def _none_above(name: str, compared: Sequence[tuple[bool | None, str]], said: str) -> Check:
+    """Whether no comparison by `_above` came out true; a sentence of each, and one for all."""
+    found = [above for above, _ in compared]
+    passed = False if True in found else None if None in found else True
+    return Check(name, passed, "; ".join(sentence for above, sentence in compared if above is not False) or said)
 
 
 class DetectorVerdict(StrEnum):
@@ -711,7 +731,8 @@ def judge_detector(
     """Holds the images that are fooled and unflagged, with their interval, against the share that is tolerated.
 
     A failed check voids ``holds`` and ``undecided``, which rest on attacks that failed, but not ``broken``: images that
-    are fooled and unflagged are so whatever else the attacks missed.
+    are fooled and unflagged are so whatever else the attacks missed. A check that is not known leaves ``undecided``
+    what else would hold.
 
     Args:
         worst: the worst over all attacks, at the threshold.
@@ -720,8 +741,9 @@ def judge_detector(
         adaptive: whether an attack that knows the detector was run.
         tolerance: share in [0, 1].
     """
-    failed = [f"failed check: {check.name}: {check.sentence}" for check in checks if not check.passed]
-    notes = [note for note in (threshold.problem, threshold.warning) if note]
+    failed = [f"failed check: {check.name}: {check.sentence}" for check in checks if check.passed is False]
+    unclear = [f"check not known: {check.name}: {check.sentence}" for check in checks if check.passed is None]
+    notes = [*(note for note in (threshold.problem, threshold.warning) if note), *unclear]
     if not threshold.defined:
         return Judgement(DetectorVerdict.INVALID, (*notes, *failed))
     if worst.unscored:
@@ -750,6 +772,9 @@ def judge_detector(
             "a validity check failed" if failed else "the score gives no threshold of that rate"
         )
         return Judgement(DetectorVerdict.INVALID, (*failed, *notes, void))
+    if high < tolerance and unclear:
+        reason = f"{found}: fewer than are tolerated, but whether the attacks are sound hangs on what has no answer"
+        return Judgement(DetectorVerdict.UNDECIDED, (reason, *notes))
     if high < tolerance:
         reason = f"{found}: fewer than the {tolerance:.1%} tolerated even at the interval's upper end"
         limits = "this holds for the attacks that were run: a stronger one may break it"

@@ -83,6 +83,19 @@ class Rate:
         """The share if every row without an answer counts; `value` where all have one, None without rows."""
         return (self.hits + self.unknown) / self.total if self.total else None
 
+    def reaches(self, share: float) -> bool | None:
+        """Whether it is at least a share; None where that hangs on rows without an answer, or there are no rows."""
+        if self.low is None or self.high is None:
+            return None
+        return True if self.low >= share else False if self.high < share else None
+
+    def exceeds(self, share: float) -> bool | None:
+        """Whether it is above a share beyond chance, by the interval's lower end; None as of `reaches`."""
+        if self.low is None or self.high is None:
+            return None
+        least, most = (_wilson(end, self.images or self.total)[0] for end in (self.low, self.high))
+        return True if least > share else False if most <= share else None
+
     @property
     def clustered(self) -> bool:
         """Whether there are fewer images than rows."""

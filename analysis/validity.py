@@ -32,62 +32,58 @@ REACHED = 0.95
 """The least share of the images that a search without a budget must reach."""
 
 
-def beaten(name: str, broken: int, searched: int, right: int, seconds: float) -> Check:
+def beaten(name: str, found: Rate, right: int, seconds: float) -> Check:
     """Whether a search that needs no gradient breaks images that those by gradients left.
 
     Args:
         name: of the check.
-        broken: images that it broke, all of them left by the others.
-        searched: images that were left.
+        found: images that it broke, of those that the others left.
         right: all that the model classifies right.
         seconds: what it took.
     """
-    if not searched:
+    if not found.total:
         return Check(name, State.NOT_RUN, "no image was searched by both")
-    reason = f"it broke {broken} of {searched} images that the searches by gradients left"
-    return Check(name, State.FAILED if _too_many(broken, right) else State.PASSED, reason, seconds=seconds)
+    reason = f"it broke {_of(found)} images that the searches by gradients left"
+    return _few(name, replace(found, total=right), reason, seconds)
 
 
-def deeper(broken: int, searched: int, all_broken: int | None, seconds: float) -> Check:
+def deeper(found: Rate, all_broken: int | None, seconds: float) -> Check:
     """Whether more steps and restarts break what fewer left.
 
     Args:
-        broken: images that they broke.
-        searched: images of those left that they were tried on.
+        found: images that they broke, of those left that they were tried on.
         all_broken: of all others left, when they were searched so as well: the remedy; None when they were not.
         seconds: what it took.
     """
-    reason = f"twice the steps from two starts broke {broken} of {searched} images that were left"
-    if not searched:
+    if not found.total:
         return Check(CHECKS["deeper"], State.NOT_RUN, "no image was searched")
-    if not _too_many(broken, searched):
-        return Check(CHECKS["deeper"], State.PASSED, reason, seconds=seconds)
-    if all_broken is None:
-        return Check(CHECKS["deeper"], State.FAILED, reason, seconds=seconds)
-    remedy = f"all images left were searched so, which broke {all_broken} more"
-    return Check(CHECKS["deeper"], State.REMEDIED, reason, remedy, seconds)
+    check = _few(CHECKS["deeper"], found, f"twice the steps from two starts broke {_of(found)} images left", seconds)
+    if check.state != State.FAILED or all_broken is None:
+        return check
+    return replace(
+        check, state=State.REMEDIED, remedy=f"all images left were searched so, which broke {all_broken} more"
+    )
 
 
-def monotone(lost: int, broken: int, larger: str, seconds: float) -> Check:
+def monotone(lost: Rate, larger: str, seconds: float) -> Check:
     """Whether a larger ε breaks what a smaller one does.
 
     Args:
-        lost: of the images broken, those that are not broken within the larger ε.
-        broken: images that searches by gradients broke within ε, of those tried.
+        lost: images not broken within the larger ε, of those tried that searches by gradients broke within ε.
         larger: the larger ball.
         seconds: what it took.
     """
-    if not broken:
+    if not lost.total:
         return Check(CHECKS["larger"], State.NOT_RUN, "no image was broken within ε that was searched within more")
-    reason = f"within {larger}, {lost} of {broken} images broken within ε are not"
-    return Check(CHECKS["larger"], State.FAILED if _too_many(lost, broken) else State.PASSED, reason, seconds=seconds)
+    return _few(CHECKS["larger"], lost, f"within {larger}, {_of(lost)} images broken within ε are not", seconds)
 
 
-def unbounded(reached: int, tried: int, seconds: float) -> Check:
+def unbounded(reached: Rate, seconds: float) -> Check:
     """Whether a search by gradients with no budget at all reaches every image."""
-    reason = f"without a budget {reached} of {tried} images are broken"
-    fine = reached >= REACHED * tried
-    return Check(CHECKS["unbounded"], State.PASSED if fine else State.FAILED, reason, seconds=seconds)
+    if not reached.total:
+        return Check(CHECKS["unbounded"], State.NOT_RUN, "no image was searched")
+    reason = f"without a budget {_of(reached)} images are broken"
+    return _check(CHECKS["unbounded"], reached.reaches(REACHED), reason, seconds)
 
 
 def standing(checks: Sequence[Check], at_most: Rate) -> list[Check]:
@@ -107,7 +103,20 @@ def standing(checks: Sequence[Check], at_most: Rate) -> list[Check]:
     ]
 
 
-def _too_many(hits: int, total: int) -> bool:
-    """Whether it is more than `BEATEN` of them beyond chance."""
-    interval = Rate(hits, total).interval
-    return interval is not None and interval[0] > BEATEN
+def _few(name: str, found: Rate, reason: str, seconds: float) -> Check:
+    """Whether it is no more than `BEATEN` of them, but for chance."""
+    exceeds = found.exceeds(BEATEN)
+    return _check(name, None if exceeds is None else not exceeds, reason, seconds)
+
+
+def _check(name: str, fine: bool | None, reason: str, seconds: float) -> Check:
+    """What came of a check; None where searches that failed leave it open."""
+    if fine is None:
+        return Check(name, State.NOT_RUN, f"{reason}: too few came to an end to tell", seconds=seconds)
+    return Check(name, State.PASSED if fine else State.FAILED, reason, seconds=seconds)
+
+
+def _of(found: Rate) -> str:
+    """How many of how many, and how many searches failed."""
+    failed = f" ({found.unknown} searches failed)" if found.unknown else ""
+    return f"{found.hits} of {found.total}{failed}"

@@ -47,6 +47,7 @@ TRIED_DEEPER = 64
 TRIED_BEYOND = 50
 """Of those that are classified right, how many are searched outside the threat."""
 
+_ASKED = (*SEARCHED, Status.FAILED)
 _BY_GRADIENTS = (Role.SEARCH, Role.DEEPER, Role.DEEPER_ALL)
 
 
@@ -410,6 +411,7 @@ class Evaluation:
     def _check(self, stage: Stage) -> Check | None:
         """What a stage says of the others; None for one that only searches."""
         from analysis.robustness import Standing
+        from analysis.statistics import Rate
         from analysis.validity import CHECKS, beaten, deeper
 
         if (name := CHECKS.get(stage.role)) is None:
@@ -422,26 +424,30 @@ class Evaluation:
         if stage.role == Role.DEEPER:
             rest = [x for x in self.stages if x.role == Role.DEEPER_ALL and x.name in self.complete]
             more = known.tallies[rest[0].name].broken if rest else None
-            return deeper(tally.broken, tally.searched, more, tally.seconds)
+            found = Rate(tally.broken, tally.searched + tally.failed, unknown=tally.failed)
+            return deeper(found, more, tally.seconds)
         earlier = [other.name for other in self.stages[: self.stages.index(stage)]]
-        met = np.isin(known.ids, self._ids(stage, SEARCHED)) & np.isin(known.ids, self._searched_by_gradients)
-        met &= ~np.isin(known.broken_by, earlier)
-        right = len(self.ids) - known.count(Standing.WRONG)
-        return beaten(name, int((met & (known.broken_by == stage.name)).sum()), int(met.sum()), right, tally.seconds)
+        met = np.isin(known.ids, self._searched_by_gradients) & ~np.isin(known.broken_by, earlier)
+        asked = known.ids[met & np.isin(known.ids, self._ids(stage, _ASKED))]
+        found = self._among(stage, asked, known.ids[known.broken_by == stage.name])
+        return beaten(name, found, len(self.ids) - known.count(Standing.WRONG), tally.seconds)
 
     def _check_beyond(self, stage: Stage) -> Check:
-        from analysis.validity import CHECKS, monotone, unbounded
+        from analysis.validity import monotone, unbounded
 
-        searched, broken = self._beyond(stage)
+        asked, reached = self._ids(stage, _ASKED), self._ids(stage, (Status.SUCCESS,))
         seconds = float(self.beyond[stage.name]["seconds"].to_numpy().sum())
-        if not searched:
-            return Check(CHECKS[stage.role], State.NOT_RUN, "its searches failed")
         if stage.role == Role.UNBOUNDED:
-            return unbounded(broken, searched, seconds)
+            return unbounded(self._among(stage, asked, reached), seconds)
         within = self.known.ids[np.isin(self.known.broken_by, self._names(*_BY_GRADIENTS))]
-        inside = np.intersect1d(within, self._ids(stage, SEARCHED))
-        lost = np.setdiff1d(inside, self._ids(stage, (Status.SUCCESS,)))
-        return monotone(len(lost), len(inside), str(stage.attack.ball), seconds)
+        inside = np.intersect1d(within, asked)
+        return monotone(self._among(stage, inside, np.setdiff1d(inside, reached)), str(stage.attack.ball), seconds)
+
+    def _among(self, stage: Stage, asked: np.ndarray, those: np.ndarray) -> "Rate":
+        """The share of some ids, of the images that a stage was asked about; unknown where its search failed."""
+        from analysis.statistics import Rate
+
+        return Rate.of(np.isin(asked, those), asked, ~np.isin(asked, self._ids(stage, (Status.FAILED,))))
 
     def _names(self, *roles: Role) -> list[str]:
         return [stage.name for stage in self.stages if stage.role in roles]

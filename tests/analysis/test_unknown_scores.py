@@ -7,6 +7,7 @@ import pytest
 
 from analysis.detection import (
     AttackRows,
+    Check,
     DetectorVerdict,
     Headline,
     Kind,
@@ -15,7 +16,10 @@ from analysis.detection import (
     cell,
     headline,
     judge_detector,
+    monotone_in_budget,
+    unbounded_succeeds,
 )
+from analysis.robustness import Judgement
 from analysis.statistics import Rate
 from tests.analysis.detector_cases import rows
 from workers.evaluation.answers import UNANSWERED
@@ -135,4 +139,35 @@ def test_a_score_that_is_not_finite_does_not_evade() -> None:
     worst = headline([attack], SMALL, HALF)
     assert worst.unscored == 3
     other = rows("pgd", score=np.full(4, np.nan), fooled=np.ones(4))
-    assert adaptive_unbeaten([attack, other], SMALL, HALF).passed
+    assert adaptive_unbeaten([attack, other], SMALL, HALF).passed is None
+
+
+def test_checks_hold_whatever_the_missing_rows_are() -> None:
+    for hits, unknown in itertools.product(range(0, 41, 4), repeat=2):
+        unsure = Rate(hits, 80, unknown=unknown)
+        ends = [Rate(hits, 80), Rate(hits + unknown, 80)]
+        for check in (
+            lambda rate: unbounded_succeeds(rate),
+            lambda rate: monotone_in_budget([(0.1, Rate(20, 80)), (0.2, rate)]),
+            lambda rate: monotone_in_budget([(0.1, rate), (0.2, Rate(20, 80))]),
+        ):
+            found = {check(end).passed for end in ends}
+            assert check(unsure).passed == (found.pop() if len(found) == 1 else None)
+    assert unbounded_succeeds(Rate(1, 50, unknown=49)).passed is None
+    assert unbounded_succeeds(Rate(1, 50, unknown=48)).passed is False
+
+
+def test_a_check_that_is_not_known_leaves_open_what_would_hold() -> None:
+    def judged(hits: int, *checks: Check) -> Judgement:
+        evaded = Rate(hits, 1000)
+        return judge_detector(
+            Headline(SMALL, 0.05, evaded, (("a", evaded),), *[Rate(1, 1)] * 4), HALF, checks, adaptive=True
+        )
+
+    unclear = Check("steps suffice", None, "that is open")
+    assert judged(2).verdict == DetectorVerdict.HOLDS
+    found = judged(2, unclear)
+    assert found.verdict == DetectorVerdict.UNDECIDED
+    assert "check not known: steps suffice: that is open" in found.reasons
+    assert judged(300, unclear).verdict == DetectorVerdict.BROKEN
+    assert judged(2, unclear, Check("other", False, "it fails")).verdict == DetectorVerdict.INVALID
