@@ -166,29 +166,35 @@ def _order(count: int, rate: float) -> int:
 
 @dataclass(frozen=True)
 class FalseAlarms:
-    """A threshold, and what it does to clean test images that the classifier has right and wrong."""
+    """A threshold, and what it does to clean test images that the classifier has right, wrong, or gives no answer."""
 
     threshold: Threshold
     right: Rate
     wrong: Rate
+    unanswered: Rate = field(default=Rate(0, 0))
 
     @property
     def all(self) -> Rate:
         """The realised false-alarm rate."""
-        parts = self.right, self.wrong
+        parts = self.right, self.wrong, self.unanswered
         hits, total, unknown = (sum(getattr(part, name) for part in parts) for name in ("hits", "total", "unknown"))
         return Rate(hits, total, unknown=unknown)
 
 
-def false_alarms(threshold: Threshold, scores: np.ndarray, right: np.ndarray) -> FalseAlarms:
+def false_alarms(
+    threshold: Threshold, scores: np.ndarray, right: np.ndarray, unanswered: np.ndarray | None = None
+) -> FalseAlarms:
     """The realised false-alarm rate.
 
     Args:
         threshold: the frozen one.
         scores: float ``[n]`` of clean test images.
         right: bool ``[n]``, which of them are classified correctly.
+        unanswered: bool ``[n]``, which of them have no answer, right or wrong; None for none.
     """
-    return FalseAlarms(threshold, threshold.alarms(scores[right]), threshold.alarms(scores[~right]))
+    silent = np.zeros(len(scores), bool) if unanswered is None else unanswered
+    parts = right & ~silent, ~right & ~silent, silent
+    return FalseAlarms(threshold, *(threshold.alarms(scores[part]) for part in parts))
 
 
 class Kind(StrEnum):
@@ -961,6 +967,7 @@ def to_json(report: DetectorReport) -> dict[str, Any]:
                 "realised": _rate(found.all),
                 "clean_right": _rate(found.right),
                 "clean_wrong": _rate(found.wrong),
+                "clean_unanswered": _rate(found.unanswered),
                 "problem": found.threshold.problem,
                 "warning": found.threshold.warning,
             }

@@ -164,9 +164,9 @@ class Detection:
         one, labels = attacked.guard, self.subject.dataset.labels
         named, clean = one.named, one.test
         right = clean["prediction"].to_numpy() == labels[clean["image_id"].to_numpy()]
-        scores = clean["score"].to_numpy()
+        scores, silent = clean["score"].to_numpy(), clean["prediction"].to_numpy() == UNANSWERED
         thresholds = tuple(one.thresholds.values())
-        alarms = tuple(reading.false_alarms(threshold, scores, right) for threshold in thresholds)
+        alarms = tuple(reading.false_alarms(threshold, scores, right, silent) for threshold in thresholds)
         naive = [self._attacked(one, search, self.subject) for search in self.naive]
         adaptive = list(attacked.found.values())
         attacks = [*naive, *adaptive, *self._transferred(one, others)]
@@ -178,7 +178,7 @@ class Detection:
                 cells.append(reading.cell(attack, calibration, scores[right], seed=self.question.seed))
                 bar.advance(1, attack.name)
         clean_ids = clean["image_id"].to_numpy()
-        bare, silent = self.subject.extremes[0][clean_ids], clean["prediction"].to_numpy() == UNANSWERED
+        bare = self.subject.extremes[0][clean_ids]
         bare_right = bare == labels[clean_ids]
         headlines = tuple(
             replace(  # of clean images all of the test part tell, not only those that are attacked
@@ -312,11 +312,13 @@ class Detection:
             if not other.found or named.untrained == one.named.untrained:
                 continue
             search = other.best(self.judged)
-            rows = self._rows(self.folder.path / named.folder / "runs" / search.name)
+            place = self.folder.path / named.folder / "runs" / search.name
+            rows = self._rows(place)
             images, ids = stored_images(rows), rows["image_id"].to_numpy()
             bare = answers(self.subject.model, images)
             strength = f"the images of {search.name}"
-            found.append(self._scored(one, f"from-{named.folder}", Kind.TRANSFER, strength, ids, images, bare))
+            scored = self._scored(one, f"from-{named.folder}", Kind.TRANSFER, strength, ids, images, bare)
+            found.append(self._with_failed(scored, one, place))
         return found
 
     def _scored(
@@ -500,23 +502,30 @@ class Detection:
         return tuple(threshold.alarms(table["score"].to_numpy()) for threshold in one.thresholds.values())
 
     def _seed_numbers(self, one: Guard, ifgsm: AttackRows) -> SeedNumbers | None:
-        """What the original experiment reported, of its own detector and its own attack."""
+        """What the original experiment reported, of its own detector and its own attack; all of the same images."""
         if not isinstance(one.named.recipe, VAEKL):
             return None
-        rows = self._rows(self.folder.path / "runs" / "ifgsm")
-        ids, labels = rows["image_id"].to_numpy(), rows["label"].to_numpy()
-        noise = fresh_noise(one.detector, ids, seed=self.question.seed, purpose="reconstructions")
-        right = {}
-        for name, pictures in (("adversarial", stored_images(rows)), ("clean", self.subject.dataset.images[ids])):
+        ids, labels, bare = ifgsm.image_id, ifgsm.label, ifgsm.bare_prediction
+        assert bare is not None
+
+        def right(answer: np.ndarray) -> Rate:
+            return Rate.between(answer == labels, (answer == labels) | (answer == UNANSWERED))
+
+        def right_again(pictures: np.ndarray) -> Rate:
+            shown = ids[: len(pictures)]  # last are the searches that failed, which have no picture
+            noise = fresh_noise(one.detector, shown, seed=self.question.seed, purpose="reconstructions")
             again = reconstruct_images(one.detector, pictures, noise)
             assert again is not None
-            found = predicted(DenseEvaluator(self.subject.model).logits(torch.tensor(again))).numpy()
-            right[name] = Rate.between(found == labels, (found == labels) | (found == UNANSWERED))
+            answer = np.full(len(ids), UNANSWERED)
+            logits = DenseEvaluator(self.subject.model).logits(torch.tensor(again))
+            answer[: len(shown)] = predicted(logits).numpy()
+            return right(answer)
+
         at = reading.Threshold(0.0, SEED_THRESHOLD, Rate(0, 0))
         return SeedNumbers(
-            adversarial=Rate(int((rows["adversarial_prediction"].to_numpy() == labels).sum()), len(ids)),
-            adversarial_reconstructed=right["adversarial"],
-            clean_reconstructed=right["clean"],
+            adversarial=right(bare),
+            adversarial_reconstructed=right_again(stored_images(self._rows(self.folder.path / "runs" / ifgsm.name))),
+            clean_reconstructed=right_again(self.subject.dataset.images[ids]),
             flagged=at.alarms(ifgsm.score),
             clean_flagged=at.alarms(one.test["score"].to_numpy()),
             at=SEED_THRESHOLD,

@@ -215,7 +215,7 @@ def guard(
         stand_in, explained = None, None
         if not (thresholds[0.05].problem or _has_gradient(detector, subject)):
             stand_in, explained = _stand_in(named, detector, training, seed)
-        low, high = np.nanquantile(scores, [0.25, 0.75])
+        low, high = np.quantile(scores, [0.25, 0.75])
         calm = (scores <= thresholds[0.05].value) & subject.correct[split.calibration]
         guides = torch.tensor(subject.dataset.images[split.calibration[calm][:GUIDES]])
         logits = DenseEvaluator(subject.model).logits(guides)

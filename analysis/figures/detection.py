@@ -200,6 +200,7 @@ def _false_alarms(found: Sequence[tuple[str, FalseAlarms]]) -> Exhibit:
     for name, alarms in found:
         tau = alarms.threshold.value
         parts = {"all": alarms.all, "classified right": alarms.right, "misclassified": alarms.wrong}
+        parts |= {"without an answer": alarms.unanswered} if alarms.unanswered.total else {}
         for images, rate in parts.items():
             ends = rate.interval or (None, None)
             records.append(

@@ -112,6 +112,10 @@ def test_ties_that_leave_the_rate_are_no_problem() -> None:
 def test_false_alarms_by_what_the_classifier_says() -> None:
     found = false_alarms(HALF, np.array([0.1, 0.9, 0.9, 0.2]), np.array([True, True, False, False]))
     assert (found.right, found.wrong, found.all) == (Rate(1, 2), Rate(1, 2), Rate(2, 4))
+    silent = np.array([False, False, True, False])
+    found = false_alarms(HALF, np.array([0.1, 0.9, 0.9, 0.2]), np.array([True, True, False, False]), silent)
+    assert (found.right, found.wrong, found.unanswered) == (Rate(1, 2), Rate(0, 1), Rate(1, 1))
+    assert found.all == Rate(2, 4)
 
 
 def test_images_unlike_the_calibration_ones_are_noticed() -> None:
