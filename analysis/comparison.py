@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.stats import binomtest
 
 from analysis.curves import Difference, paired_difference, paired_rows
 from analysis.robustness import bound
 from analysis.statistics import Estimate, Rate, median
 from analysis.summary import asked_rows, failed_rows, success_rate
+from workers.results import Status
 
-__all__ = ["Comparison", "Paired", "compare", "to_json", "to_table"]
+__all__ = ["Comparison", "Paired", "compare", "to_json", "to_table", "with_misclassified"]
 
 MEASURED = ("l0", "l2", "linf", "queries")
 """What is compared beside success: distances where both succeeded, queries of all."""
@@ -117,6 +119,24 @@ def compare(first: pa.Table, second: pa.Table, *, name: str = "", seed: int = 0)
         paired=paired,
         unpaired=(len(asked_rows(first)) - len(one), len(asked_rows(second)) - len(one)),
         unknown=int((~known).sum()),
+    )
+
+
+def with_misclassified(rows: pa.Table) -> pa.Table:
+    """Rows of a search in which an image that is misclassified as it is counts as broken; without distances.
+
+    Accuracy that a model has lost is then success against it, and what only one of two searches was asked about is what
+    the other has no row of. Rows whose target is the label ask nothing, whatever came of them, and are left out.
+    """
+    rows = rows.filter(pc.fill_null(pc.not_equal(rows["target"], rows["label"]), True))
+    wrong = pc.equal(rows["status"].cast(pa.string()), str(Status.ALREADY_WRONG))
+    return pa.table(
+        {
+            "image_id": rows["image_id"],
+            "target": rows["target"],
+            "status": pc.if_else(wrong, str(Status.SUCCESS), rows["status"].cast(pa.string())),
+            "success": pc.or_(wrong, rows["success"]),
+        }
     )
 
 

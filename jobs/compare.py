@@ -21,6 +21,7 @@ from workers.errors import WrongInput
 from workers.files import require_place, write_whole
 from workers.parquet import read_table
 from workers.places import Place
+from workers.remedies.checks import LOOK, State
 from workers.results import Status
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-COLUMNS = ["image_id", "target", "status", "success", "l0", "l2", "linf", "queries"]
+COLUMNS = ["image_id", "label", "target", "status", "success", "l0", "l2", "linf", "queries"]
 """Of a run's rows, what is compared: the images themselves are not read."""
 
 SIGNIFICANT = 0.05
@@ -47,8 +48,8 @@ app = App(
     help="""Compare two runs, or two evaluations, of the same images: two models, two versions or two attacks.
 
     Each row is set beside that of the same image and target, runs at several budgets at each budget that both have.
-    Only rows that both were asked about count: an image that one of the models misclassifies is left out. A search
-    that failed counts both ways.
+    Only rows that both were asked about count: an image that one of the models misclassifies is left out, but --require
+    counts it as broken. A search that failed counts both ways.
 
     Two evaluations compare when they asked the same: threat, images, seed and attacks; an evaluation that is invalid or
     unfinished compares with nothing: exit code 1. Which of two is better is decided by the interval of the difference,
@@ -81,8 +82,9 @@ def compare(
         first: A, a folder of brittle attack, or its URI, or of brittle evaluate.
         second: B, another of the same kind.
         out: Folder for comparison.json, the table as Parquet and CSV, and the figures.
-        require: no-worse: exit code 1 when B is shown to be more brittle, more often broken or less robust, than A, and
-            when that cannot be told: a run is unfinished, failed, or was blind. Both must have searched alike.
+        require: no-worse: exit code 1 when B is shown to be more brittle, more often broken or less robust, than A, or
+            more often broken or misclassified, and when that cannot be told: a run is unfinished, failed, was blind, or
+            has rows of images that the other has none of. Both must have searched alike.
         margin: By how much it may be, as a share of the images.
     """
     if require not in (None, "no-worse"):
@@ -118,17 +120,33 @@ def compare(
 
 
 def _judge(found: "Sequence[Comparison]", a: "_Side", b: "_Side", margin: float) -> int:
-    """Whether B is no worse than A, said; the exit code."""
+    """Whether B is no worse than A, said; the exit code.
+
+    B is worse where it is more often broken on the images that both were asked about, or more often broken or
+    misclassified on those that both have a row of: else a model passes that has lost its accuracy.
+    """
+    from analysis.comparison import compare, with_misclassified
     from analysis.statistics import percent
 
     by = f" by more than {percent(margin)}" * bool(margin)
-    if worse := [one for one in found if a.worse(one, margin)]:
-        where = ", ".join(one.name for one in worse if one.name)
-        print(f"B is worse than A{by}" + f", at {where}" * bool(where))
+    whole = [compare(*map(with_misclassified, tables), name=name) for name, *tables in _pairs(a, b)]
+    broken = [one.name for one in found if a.worse(one, margin)]
+    lost = [one for one in whole if a.worse(one, margin) and one.name not in broken]
+    if broken or lost:
+        if where := ", ".join(filter(None, broken)):
+            print(f"B is worse than A{by}, at {where}")
+        elif broken:
+            print(f"B is worse than A{by}")
+        for one in lost:
+            at = f", at {one.name}" * bool(one.name)
+            print(f"B is worse than A{by}{at}: broken or misclassified, B less A {one.difference}")
         return Exit.FAILED
     open_ = [*a.doubts, *b.doubts]
-    if failed := sum(one.unknown for one in found):
+    if failed := sum(max(one.unknown, other.unknown) for one, other in zip(found, whole, strict=True)):
         open_.append(f"{failed} rows failed in A or B; the same commands with --retry-failed search them again")
+    for side, alone in zip((a, b), zip(*(one.unpaired for one in whole), strict=True), strict=True):
+        if rows := sum(alone):
+            open_.append(f"{rows} rows of {side.place} are of an image and target that the other was not asked about")
     for reason in open_:
         print(f"whether B is worse than A cannot be told: {reason}")
     if not open_:
@@ -176,7 +194,7 @@ class _Side:
         if len(done) < run.plan.shards:
             doubts.append(f"{text}: {run.plan.shards - len(done)} of {run.plan.shards} shards are not done")
         if blinding := run.probe.blinding(run.remedies):
-            doubts.append(f"{text}: a search that may have been blind: {', '.join(blinding)}, not remedied")
+            doubts.append(f"{text}: a search that may have been blind: {', '.join(blinding)}")
         towards = "untargeted" if frozen["target"] is None else f"towards {frozen['target']}"
         asked = {
             "attack": frozen["attack"],
@@ -222,9 +240,12 @@ class _Side:
             status = np.where(robust, Status.SUCCESS, Status.EXHAUSTED).astype(object)
             status[(standing == Standing.ROBUST) & rows["error"].is_valid().to_numpy()] = Status.FAILED
             void = _void(text, verdict)
+            unlooked = [x["reason"] for x in verdict["checks"] if (x["name"], x["state"]) == (LOOK, State.NOT_RUN)]
+            doubts = [f"{text}: searches that may have been blind: its model {reason}" for reason in unlooked]
             table = pa.table(
                 {
                     "image_id": rows["image_id"],
+                    "label": rows["label"],
                     "target": pa.nulls(len(rows), pa.int32()),
                     "status": pa.array([str(one) for one in status]),
                     "success": status == Status.SUCCESS,
@@ -235,7 +256,7 @@ class _Side:
             raise WrongInput(f"{text}: has no results yet") from None
         except (KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise WrongInput(f"{text}: its results cannot be read: {str(error).splitlines()[0]}") from None
-        return cls(text, f"{text}: model {model}", "robust accuracy", same, {}, [(None, "", table)], void=void)
+        return cls(text, f"{text}: model {model}", "robust accuracy", same, {}, [(None, "", table)], void, doubts)
 
     def require_same(self, other: "_Side") -> None:
         """Refuses two that are of other images, and evaluations that asked something else.

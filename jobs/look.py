@@ -12,7 +12,7 @@ from jobs.progress import progress
 from jobs.subject import Subject
 from workers.files import write_whole
 from workers.images import hash_of_images
-from workers.remedies.checks import UNPROBED, Probe, State
+from workers.remedies.checks import UNPROBED, Probe
 from workers.sources import cache_folder
 from workers.versions import versions
 
@@ -63,7 +63,7 @@ def look(subject: Subject, host: WorkerHost, *, gradients: bool) -> Probe:
 
         timeout = host.where.shard_timeout
         found = look_at(pool, subject.recipe, images, gradients=gradients, timeout=timeout, on_call=told)
-    if not any(check.name == "model" and check.state == State.NOT_RUN for check in found.checks):
+    if not any(check.unlooked for check in found.checks):
         _keep(made_from, found)
     return found
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import binomtest
 
-from analysis.comparison import compare
+from analysis.comparison import compare, with_misclassified
 from analysis.robustness import Robustness
 from analysis.statistics import Rate
 from jobs.compare import _Side
@@ -21,6 +21,7 @@ from jobs.main import main
 from jobs.recorded import open_run
 from tests.analysis.test_robustness import stage
 from workers.places import Place
+from workers.remedies.checks import unlooked
 from workers.results import Status
 
 pytestmark = pytest.mark.usefixtures("kept_ray")
@@ -46,7 +47,7 @@ def attack(name: str, model: Path, out: Path, *flags: str) -> str:
 @pytest.fixture(scope="module")
 def runs(models: list[Path], tmp_path_factory: pytest.TempPathFactory, kept_ray: Path) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("runs")
-    wide = ("--limit", "60", "--steps", "5", "--epsilon", "0.05,0.1,0.15")
+    wide = ("--limit", "50", "--steps", "5", "--epsilon", "0.05,0.1,0.15")
     return {
         "plain": attack("pgd", models[0], folder / "plain", *wide),
         "other": attack(
@@ -165,7 +166,75 @@ def test_rows_that_failed_or_are_missing_pass_no_gate(
     shutil.copytree(runs["longer"], blind)
     (blind / "run.json").write_text(json.dumps(record))
     assert main(["compare", runs["longer"], str(blind), *gate]) == 1
-    assert "may have been blind: scale of logits" in capsys.readouterr().out
+    assert "may have been blind: scale of logits not remedied" in capsys.readouterr().out
+    record["recorded"]["probe"] = unlooked("its worker's process died").describe()
+    (blind / "run.json").write_text(json.dumps(record))
+    assert main(["compare", runs["longer"], str(blind), *gate]) == 1
+    assert "blind: its model could not be looked at: its worker's process died" in capsys.readouterr().out
+
+
+def changed(run: str, out: Path, statuses: dict[int, str], *, cut: int | None = None) -> str:
+    """A copy of a run in which images end otherwise, and those from `cut` on have no row."""
+    shutil.copytree(run, out)
+    for part in (out / "parts").glob("*.parquet"):
+        table = pq.read_table(part)
+        table = table.slice(0, sum(image < (cut or 10**9) for image in table["image_id"].to_pylist()))
+        pairs = zip(table["image_id"].to_pylist(), table["status"].to_pylist(), strict=True)
+        status = [statuses.get(image, str(was)) for image, was in pairs]
+        columns = {"status": pa.array(status), "success": pa.array([was == "success" for was in status])}
+        for name, column in columns.items():
+            field = table.schema.field(name)
+            table = table.set_column(table.column_names.index(name), field, column.cast(field.type))
+        pq.write_table(table, part)
+    return str(out)
+
+
+def test_a_model_that_has_lost_its_accuracy_is_worse(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although of the images that it is still right about it has as many broken as before."""
+    whole = changed(runs["longer"], tmp_path / "whole", dict.fromkeys(range(20), "exhausted"))
+    wrong = dict.fromkeys(range(15), "already_wrong")
+    lost = changed(whole, tmp_path / "lost", wrong)
+    gate = ["--require", "no-worse"]
+    assert main(["compare", whole, lost]) == 0
+    assert "left out 15 of A and 0 of B" in capsys.readouterr().out
+    assert main(["compare", whole, lost, *gate]) == 1
+    assert "B is worse than A: broken or misclassified, B less A +75.0 points" in capsys.readouterr().out
+    assert main(["compare", whole, lost, *gate, "--margin", "0.9"]) == 0
+    assert main(["compare", lost, whole, *gate]) == 0  # it has gained
+    assert main(["compare", lost, lost, *gate]) == 0
+    failed = changed(lost, tmp_path / "failed", {0: "failed"})  # which may be right, and broken
+    for pair in ((lost, failed), (failed, lost)):
+        capsys.readouterr()
+        assert main(["compare", *pair, *gate]) == 1
+        assert "cannot be told: 1 rows failed in A or B" in capsys.readouterr().out
+
+
+def test_rows_that_only_one_was_asked_about_pass_no_gate(
+    runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = changed(runs["longer"], tmp_path / "few", {}, cut=12)
+    for pair in ((runs["longer"], few), (few, runs["longer"])):
+        assert main(["compare", *pair]) == 0
+        capsys.readouterr()
+        assert main(["compare", *pair, "--require", "no-worse"]) == 1
+        told = capsys.readouterr().out
+        alone = sum(row["status"] in (*ENDED, "already_wrong") and row["image_id"] >= 12
+                    for row in pq.read_table(Path(runs["longer"]) / "parts").to_pylist())  # fmt: skip
+        assert f"{alone} rows of {runs['longer']} are of an image and target that the other was not asked" in told
+        assert "not shown" not in told
+
+
+def test_a_target_that_is_the_label_asks_nothing() -> None:
+    """Of an image of the target's class that only one model misclassifies."""
+    status = ["skipped", "already_wrong", "already_wrong", "failed", "exhausted", "skipped"]
+    rows = pa.table({"image_id": range(6), "label": [2, 2, 3, 3, 3, 3], "target": [2] * 6, "success": [False] * 6,
+                     "status": status})  # fmt: skip
+    counted = with_misclassified(rows)
+    assert counted["image_id"].to_pylist() == [2, 3, 4, 5]
+    assert counted["status"].to_pylist() == ["success", "failed", "exhausted", "skipped"]
+    assert counted["success"].to_pylist() == [True, False, False, False]
 
 
 def test_no_worse(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -279,6 +348,11 @@ def test_two_evaluations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert f"robust accuracy of B {Rate(25, 40, unknown=4)}" in capsys.readouterr().out
     assert main(["compare", sides[0], failed, "--require", "no-worse"]) == 1
     assert "4 rows failed" in capsys.readouterr().out
+    checks = unlooked("so").describe()["checks"]
+    blind = evaluated(tmp_path / "blind", np.arange(40) < 10, checks=checks)
+    assert main(["compare", sides[0], blind, "--require", "no-worse"]) == 1
+    assert "cannot be told: " in (told := capsys.readouterr().out)
+    assert "its model could not be looked at: so" in told
     (tmp_path / "b" / "images.parquet").unlink()
     assert main(["compare", *sides]) == 2
     assert "has no results yet" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import Any
 
 from workers.remedies.remedies import NONE, Remedies
 
-__all__ = ["ANSWERING", "ANSWERS", "UNPROBED", "Check", "Probe", "State", "unlooked"]
+__all__ = ["ANSWERING", "ANSWERS", "LOOK", "UNPROBED", "Check", "Probe", "State", "unlooked"]
 
 
 ANSWERS = ("finite answers", "other images of a call")
@@ -16,6 +16,10 @@ ANSWERS = ("finite answers", "other images of a call")
 
 ANSWERING = ("randomised model", "other images of a call")
 """The checks whose remedies concern what the model's answer is (`Remedies.answering`), not what is searched."""
+
+
+LOOK = "model"
+"""The check that stands for all of them where the model could not be looked at."""
 
 
 class State(StrEnum):
@@ -48,6 +52,11 @@ class Check:
     reason: str
     remedy: str = ""
     seconds: float = 0.0
+
+    @property
+    def unlooked(self) -> bool:
+        """Whether it says that the model could not be looked at, so that none of the others was made."""
+        return self.name == LOOK and self.state == State.NOT_RUN
 
     def describe(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -98,12 +107,12 @@ class Probe:
         ]
 
     def blinding(self, searched: Remedies) -> list[str]:
-        """The checks that failed, or whose remedy was not taken, by name: what was not found then proves nothing."""
+        """Why what was not found proves nothing: checks that failed, remedies not taken, a look that came to no end."""
         return [
-            check.name
+            f"{check.name} not remedied"
             for check in self.checks
             if check.state == State.FAILED or (check.state == State.REMEDIED and not self._remedied(check, searched))
-        ]
+        ] + [f"its {check.name} {check.reason}" for check in self.checks if check.unlooked]
 
     def _remedied(self, check: Check, searched: Remedies) -> bool:
         if check.name in ANSWERING:
@@ -137,4 +146,4 @@ UNPROBED = Probe()
 
 def unlooked(reason: str) -> Probe:
     """Of a model that could not be looked at: it is searched as it is, and a search says what befalls each image."""
-    return Probe((Check("model", State.NOT_RUN, f"could not be looked at: {reason}"),))
+    return Probe((Check(LOOK, State.NOT_RUN, f"could not be looked at: {reason}"),))
