@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from analysis.statistics import Rate
+from workers.evaluation.scores import UNANSWERED
 from workers.results import SEARCHED, Status
 
 __all__ = [
     "SUMMARISED",
     "Summary",
     "asked_rows",
+    "clean_accuracy",
     "failed_rows",
     "searched_rows",
     "success_rate",
@@ -85,6 +87,18 @@ def success_rate(rows: pa.Table, hits: np.ndarray | None = None) -> Rate:
     won = np.asarray(rows["success"], dtype=bool) if hits is None else hits
     failed, asked = failed_rows(rows), np.asarray(_ended(rows, (*SEARCHED, Status.FAILED)))
     return Rate.of(won[asked], np.asarray(rows["image_id"])[asked], ~failed[asked])
+
+
+def clean_accuracy(predictions: np.ndarray, labels: np.ndarray, images: np.ndarray | None = None) -> Rate:
+    """The share of images that a model classifies as labelled, those that it gives no answer to unknown.
+
+    Args:
+        predictions: int ``[n]``, `UNANSWERED` of an image without an answer.
+        labels: int ``[n]``.
+        images: ``[n]``, what image each row is of; None for one of each.
+    """
+    images = np.arange(len(labels)) if images is None else images
+    return Rate.of(predictions == labels, images, predictions != UNANSWERED)
 
 
 def _ended(table: pa.Table, statuses: Sequence[Status]) -> pa.ChunkedArray:

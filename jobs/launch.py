@@ -29,7 +29,7 @@ from workers.budgets import Number, in_levels
 from workers.errors import StorageError, WrongInput
 from workers.places import Place
 from workers.remedies.checks import UNPROBED, Probe
-from workers.results import SCHEMA_VERSION, Status
+from workers.results import SCHEMA_VERSION
 from workers.versions import version_of, versions
 
 if TYPE_CHECKING:
@@ -204,10 +204,13 @@ def launch(
                     raise
                 folder.forget()
             raise
-    from analysis.reservations import reservations
-    from analysis.summary import SUMMARISED, summarise
+    import pyarrow.compute as pc
 
-    columns = (*SUMMARISED, "target")
+    from analysis.reservations import reservations
+    from analysis.summary import SUMMARISED, clean_accuracy, summarise
+    from workers.evaluation.scores import UNANSWERED
+
+    columns = (*SUMMARISED, "target", "label", "clean_prediction")
     tables = folder.tables(plan, columns) if watch is None else folder.read(plan, columns)[1]
     summaries: list[Summary] = []
     if not tables:
@@ -221,7 +224,9 @@ def launch(
         for said in reservations(table, beside):
             say(said)
         summaries.append(summary)
-    subject.warn_near_chance(1 - summaries[0].counts.get(Status.ALREADY_WRONG, 0) / len(plan.ids))
+    labels, images = (np.asarray(tables[0][name]) for name in ("label", "image_id"))
+    predictions = np.asarray(pc.fill_null(tables[0]["clean_prediction"], UNANSWERED))
+    subject.warn_near_chance(clean_accuracy(predictions, labels, images))
     return summaries
 
 

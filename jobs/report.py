@@ -101,6 +101,7 @@ def write_page(
         WrongInput: when a run has no rows, or the file cannot be written.
     """
     from analysis.page import render
+    from analysis.summary import clean_accuracy
     from workers.evaluation.answers import answers
 
     if out.is_dir():
@@ -109,14 +110,14 @@ def write_page(
     views = [replace(view, left=(left or {}).get(view.name)) for view in run_views(runs)]
     if subject.recipe.remedies.answering:  # each answer takes many: only the images of the runs are asked about again
         ids = np.unique(np.concatenate([run.plan.ids for run in runs]))
-        correct = answers(subject.model, subject.dataset.images[ids]) == subject.dataset.labels[ids]
+        accuracy = clean_accuracy(answers(subject.model, subject.dataset.images[ids]), subject.dataset.labels[ids])
     else:
-        correct = subject.correct
+        accuracy = subject.accuracy
     html = render(
         views,
         subject.recipe,
         subject.dataset,
-        correct,
+        accuracy,
         findings=findings,
         exhibits=exhibits,
         command=command,

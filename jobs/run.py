@@ -219,7 +219,6 @@ def _write(
     from analysis.exhibits import write_exhibits
     from analysis.figures.detection import detection_exhibits
     from analysis.figures.runs import run_exhibits
-    from analysis.statistics import Rate
 
     parts.begin("analysis")
     looked_at = AnalysisOptions(points=asked.sizes.points, training_data=data)
@@ -231,7 +230,7 @@ def _write(
     command = typed("run", *changed(asked), *named, "--out", path(out))
     report = judged.reports[0] if judged else None
     held = claims(
-        Rate(int(subject.correct.sum()), len(subject.correct)),
+        subject.accuracy,
         {view.name: view.table for view in views},
         {exhibit.key: exhibit.by_run for exhibit in inside},
         report,

@@ -17,6 +17,7 @@ from workers.sources import NAMES, is_single_file, load_data
 if TYPE_CHECKING:
     from torch import nn
 
+    from analysis.statistics import Rate
     from workers.models.loading import ModelRecipe
     from workers.remedies.remedies import Remedies
 
@@ -96,6 +97,13 @@ class Subject:
         """bool ``[N]``: which images the model classifies as labelled."""
         return self.extremes[0] == self.dataset.labels
 
+    @property
+    def accuracy(self) -> "Rate":
+        """The share of the images that the model classifies as labelled; those without an answer are unknown."""
+        from analysis.summary import clean_accuracy
+
+        return clean_accuracy(self.extremes[0], self.dataset.labels)
+
     def rejected(self, ids: np.ndarray) -> np.ndarray | None:
         """bool ``[n]``, which clean images the model itself rejects; None for one that never does."""
         from workers.detectors.guarded import Guarded
@@ -106,13 +114,17 @@ class Subject:
         with progress(len(ids), "clean images that are rejected") as bar:
             return answers(self.model, self.dataset.images[ids], bar.advance) == REJECTED
 
-    def warn_near_chance(self, accuracy: float) -> None:
-        """Says so when a clean accuracy in [0, 1] is near chance; of a model behind a detector it may be the repair."""
-        if accuracy < NEAR_CHANCE / self.classes:
-            guarded = self.recipe.architecture.get("name") == "guarded"
-            hint = "a model that expects normalised images needs --mean and --std"
-            why = "the repair of its detector may be why" if guarded else hint
-            say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy:.1%}, near chance; {why}")
+    def warn_near_chance(self, accuracy: "Rate") -> None:
+        """Says so when a clean accuracy is, or may be, near chance; behind a detector the repair may be why."""
+        if accuracy.low is None or accuracy.unknown == accuracy.total or accuracy.low >= NEAR_CHANCE / self.classes:
+            return
+        guarded = self.recipe.architecture.get("name") == "guarded"
+        hint = "a model that expects normalised images needs --mean and --std"
+        why = "the repair of its detector may be why" if guarded else hint
+        near = f"near chance; {why}"
+        if accuracy.unknown:
+            near = f"which may be {near}; {accuracy.unknown} of {accuracy.total} have no answer"
+        say(f"warning: clean accuracy on these images of {self.dataset.name} is {accuracy.share}, {near}")
 
 
 def load_subject(options: SubjectOptions) -> Subject:

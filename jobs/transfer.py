@@ -305,6 +305,8 @@ class _Transfer:
             WrongInput: when there are none.
             Interrupted: when stopped; the same command goes on.
         """
+        from analysis.summary import clean_accuracy
+
         if self.kinds:
             from jobs.surrogates import Workshop
             from workers.models.loading import check_model, read_model
@@ -329,7 +331,7 @@ class _Transfer:
         if not len(self.ids):
             raise WrongInput(f"no image is left to attack: none of {len(self.rest)} is classified right by all models")
         for name, subject in self.sources.items():
-            subject.warn_near_chance(float((self._clean[name] == self.dataset.labels).mean()))
+            subject.warn_near_chance(clean_accuracy(self._clean[name], self.dataset.labels))
         say(
             f"{int(self.right[self.rest].sum())} of {len(self.rest)} images are classified right by all "
             f"{len(self.sources)} models, {len(self.ids)} of them are attacked"
@@ -361,13 +363,10 @@ class _Transfer:
     def report(self) -> "TransferReport":
         """Shows every image to every model, and counts."""
         from analysis.statistics import Rate
+        from analysis.summary import clean_accuracy
         from analysis.transfer import Surrogate, report
-        from workers.evaluation.answers import UNANSWERED
 
-        clean = {
-            name: Rate.between(right := found == self.dataset.labels, right | (found == UNANSWERED))
-            for name, found in self._clean.items()
-        }
+        clean = {name: clean_accuracy(found, self.dataset.labels) for name, found in self._clean.items()}
         made = [Surrogate(one.name, one.what, clean[one.name], one.queries) for one in self.made]
         return report(
             self._answers(),

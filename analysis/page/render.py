@@ -4,8 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from analysis.exhibits import Exhibit
 from analysis.page.environment import data_table, embedded, render_page, script, templates
 from analysis.page.exhibits import exhibit_views
@@ -24,7 +22,7 @@ def render(
     runs: Sequence[RunView],
     recipe: ModelRecipe,
     dataset: Dataset,
-    correct: np.ndarray,
+    accuracy: Rate,
     *,
     findings: Sequence[str] = (),
     exhibits: Sequence[Exhibit] = (),
@@ -36,7 +34,7 @@ def render(
         runs: the runs, in the order they are shown.
         recipe: the model, for its name and hash.
         dataset: the images.
-        correct: bool ``[N]``, which images of the data set the model classifies correctly.
+        accuracy: of the model on images of the data set, unchanged.
         findings: what the runs come to together, a sentence each, shown first; the first of them as a heading.
         exhibits: what supports them, in the order shown; marks of their figures open the rows that they stand for.
         command: what makes the page, as typed.
@@ -84,7 +82,7 @@ def render(
         staged=any(run.left for run in runs),
         carried=_several(runs, carries=True),
         apart=_several(runs, carries=False),
-        accuracy=Rate(int(correct.sum()), len(correct)),
+        accuracy=accuracy,
         model=Path(recipe.reference).name,
         model_hash=recipe.content_hash[:12],
         dataset=dataset,

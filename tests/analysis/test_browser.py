@@ -15,6 +15,7 @@ from torch import nn
 
 from analysis.page import render
 from analysis.run_view import RunView
+from analysis.statistics import Rate
 from tests.analysis.page_cases import distances_exhibit, thousand_rows
 from tests.analysis.test_page import NASTY, a_page
 from workers.attacks import FGSM
@@ -54,12 +55,12 @@ def page_file(
 ) -> Path:
     """1,000 rows with pictures and a figure whose marks stand for them."""
     exhibits = [distances_exhibit(views)]
-    recipe, correct = read_model(str(mnist_folder)), np.ones(len(mnist), dtype=bool)
+    recipe = read_model(str(mnist_folder))
     html = render(
         views,
         recipe,
         mnist,
-        correct,
+        Rate(len(mnist), len(mnist)),
         findings=["Void: it is a test", "<b>not bold"],
         exhibits=exhibits,
         command="brittle",

@@ -22,6 +22,8 @@ from analysis.page import render
 from analysis.page.listing import FIELDS, Listing, fair_shares
 from analysis.run_view import RunView
 from analysis.sprites import CHANGES, Sheet, change_picture, picture, reduced
+from analysis.statistics import Rate
+from analysis.summary import clean_accuracy
 from tests.analysis.page_cases import thousand_rows
 from tests.conftest import ColourNet, random_images
 from tests.workers.test_fgsm import predictions
@@ -61,7 +63,7 @@ def a_page(*, views: Sequence[RunView] = (), **more: Any) -> tuple[str, Dataset,
                 command_of_row=NASTY,
             )
         )
-    return render(views, recipe, dataset, predictions(model, images) == labels, **more), dataset, views
+    return render(views, recipe, dataset, clean_accuracy(predictions(model, images), labels), **more), dataset, views
 
 
 class Seen(HTMLParser):
@@ -177,7 +179,7 @@ def test_large_images_are_shown_smaller() -> None:
 
 def test_a_thousand_real_images_are_a_small_page(mnist: Dataset, mnist_model: nn.Module, mnist_folder: Path) -> None:
     views, dataset = thousand_rows(mnist_model, mnist)
-    html = render(views, read_model(str(mnist_folder)), dataset, np.ones(len(mnist), bool))
+    html = render(views, read_model(str(mnist_folder)), dataset, Rate(len(mnist), len(mnist)))
     assert sum(row[-3] is not None for row in Listing.of(views, dataset).rows) == 1000
     assert len(html.encode()) < 4_000_000
 

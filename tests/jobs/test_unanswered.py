@@ -7,6 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from analysis.robustness import bound
+from analysis.statistics import Rate
 from jobs.main import main
 
 MODELS = """
@@ -99,6 +101,36 @@ def test_an_image_without_an_answer_fails_by_its_id_wherever_it_stands(place: Pa
             assert some[image]["error"] == "the clean image was answered by numbers that are not finite"
         else:
             assert some[image] == calm[image]
+
+
+def test_the_clean_accuracy_of_a_page_is_that_of_its_verdict(place: Path) -> None:
+    """Images without an answer may all be right, or none: 28 of 30 are, and 2 have none."""
+    data, run, out = str(place / "some.npz"), str(place / "paged"), place / "paged-evaluation"
+    subject = ["--model", "planted_models:all_logits", "--data", data]
+    assert main(["attack", "fgsm", "--epsilon", "4/255", *subject, "--out", run]) == 1
+    assert main(["report", run, "--out", str(place / "paged.html")]) == 0
+    main(["evaluate", "--epsilon", "4/255", "--max-queries", "1", "--shard-size", "30", *subject, "--out", str(out)])
+    verdict = json.loads((out / "verdict.json").read_text())
+    rate = Rate(28, 30, unknown=2)
+    assert verdict["clean_accuracy"] == json.loads(json.dumps(bound(rate)))
+    for page in (place / "paged.html", out / "page.html"):
+        assert f"Clean accuracy <strong>{rate.share}</strong>" in page.read_text()
+
+
+def test_images_without_an_answer_do_not_keep_an_accuracy_from_chance(
+    place: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    images = np.load(place / "calm.npz")["images"]
+    images[:20] = 77
+    np.savez(place / "wrong.npz", images=images, labels=np.ones(30, dtype=int))
+    command = ["attack", "fgsm", "--epsilon", "4/255", "--model", "planted_models:all_logits"]
+    main([*command, "--data", str(place / "wrong.npz"), "--out", str(place / "wrong")])
+    said = "is 0.0% to 66.7%, which may be near chance; a model that expects normalised images needs --mean and --std"
+    assert f"{said}; 20 of 30 have no answer" in capfd.readouterr().err
+    assert main([*command, "--data", str(place / "calm.npz"), "--out", str(place / "right")]) == 0
+    assert "chance" not in capfd.readouterr().err
+    main([*command, "--data", str(place / "wrong.npz"), "--limit", "5", "--out", str(place / "nothing")])
+    assert "chance" not in capfd.readouterr().err  # no image has an answer: nothing is known
 
 
 def test_an_evaluation_does_not_hold_on_changes_without_an_answer(place: Path) -> None:
