@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workers import compiled
 from workers.attacks.attack import Attack
 from workers.detectors.guarded import Judged
 from workers.errors import WrongInput
@@ -227,10 +228,11 @@ class Batch:
     def _ask(self, logits: Tensor, rows: Tensor, margin: Tensor | None = None) -> None:
         """Counts a query for each row of what came back, and which of them are no answer: none of a finite margin."""
         self._count(self.queries, rows, 1)
-        if margin is not None and not margin.is_cuda and bool((margin < torch.inf).all()):  # no device is waited for
+        host = compiled.on_host(logits)  # no device is waited for
+        if host and margin is not None and bool((margin < torch.inf).all()):
             return
         missing = ~answered(logits)
-        if missing.is_cuda or bool(missing.any()):
+        if not host or bool(missing.any()):
             self.unanswered.index_add_(0, rows, missing.long())
 
     def _count(self, counter: Tensor, rows: Tensor, amount: int) -> None:

@@ -26,7 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "adaptive linf": {"norm": "linf", "form": "orthogonal", "steps": 12, "loss": "margin"},
     "square": {"epsilon": 0.1, "max_queries": 30},
     "square l2": {"epsilon": 0.6, "norm": "l2", "max_queries": 30, "loss": "ce"},
-    "rays": {"max_queries": 200},
+    "rays": {"epsilon": 0.1, "max_queries": 200},
     "noise": {"epsilon": 0.1, "max_queries": 9},
     "noise l2": {"epsilon": 0.6, "norm": "l2", "loss": "ce"},
     "jsma": {"max_steps": 12},
