@@ -165,7 +165,8 @@ class Changes:
         noise: float64 ``[n, L, draws]``, the same for images moved at random.
         size: float64 ``[n]``, ‖x′ − x‖₂ on pixels in [0, 1].
         noise_size: float64 ``[n, draws]``, of the noise as it came to be.
-        noise_fools: bool ``[n, draws]``, whether the model predicts another class than for the clean image.
+        noise_fools: ``[n, draws]``, 1 where the model predicts another class than for the clean image, 0 where it does
+            not; NaN where it gives either of both no answer.
     """
 
     layers: tuple[Layer, ...]
@@ -222,7 +223,10 @@ def activation_changes(
             ratios = [(after[one] - before[one]).flatten(1).norm(dim=1) / norms[one] for one in layers]
             found[number].append(torch.stack(ratios, dim=1).nan_to_num(posinf=torch.nan, nan=torch.nan).cpu().numpy())
         own, *others = [predicted(evaluator.logits(torch.tensor(x[rows]))).cpu().numpy() for x in (clean, *noise)]
-        fools.append(np.stack([(one != own) & (one != UNANSWERED) & (own != UNANSWERED) for one in others], axis=1))
+        silent = [(one == UNANSWERED) | (own == UNANSWERED) for one in others]
+        fools.append(
+            np.stack([np.where(no, np.nan, one != own) for one, no in zip(others, silent, strict=True)], axis=1)
+        )
         on_images(len(own))
     whole = [np.concatenate(parts).astype(np.float64) for parts in found]
     return Changes(

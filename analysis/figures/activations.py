@@ -12,7 +12,7 @@ from analysis.exhibits import Drawing, Exhibit, each_run
 from analysis.figures.style import BAD, LINE, OTHER, QUIET, WIDTH, new_figure, settled, styled
 from analysis.pairs import Pairs
 from analysis.sprites import picture
-from analysis.statistics import Estimate, by_image, with_interval
+from analysis.statistics import Estimate, by_image, percent, with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,12 +65,16 @@ def change_exhibit(runs: Sequence[Changed]) -> Exhibit:
     met = np.concatenate([run.changes.noise_size for run in runs]) / size[:, None]
     draws = met.shape[1]
     image = np.concatenate([run.pairs.image for run in runs])
-    fools = by_image(np.concatenate([run.changes.noise_fools for run in runs]).mean(axis=1), image)
+    fools = np.concatenate([run.changes.noise_fools for run in runs]).astype(np.float64)
+    least, most = (by_image(np.nan_to_num(fools, nan=end).mean(axis=1), image) for end in (0.0, 1.0))
+    changes = with_interval(least)
+    if unknown := int(np.isnan(fools).sum()):
+        changes = f"{percent(least.value)} to {percent(most.value)} ({unknown} of {fools.size} have no finite answer)"
     notes = [
         "Relative change: ‖a(x′) − a(x)‖₂ / ‖a(x)‖₂ of a layer's output a for the clean image x and the changed x′.",
         "Noise: a random direction on all pixels with the L2 norm of the adversarial change, clipped to [0, 1] and "
         f"rounded to 8 bits, {draws} draws an image; the norm it came to is {met.min():.1%} to {met.max():.1%} of "
-        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {with_interval(fools)}.",
+        f"the wanted one (median {np.median(met):.1%}), and it changes the prediction of {changes}.",
         "A failure's image is the best or last that its search had.",
     ]
     grown = {run.pairs.run: growths([run.changes], [run.pairs.success], [run.pairs.image]) for run in runs}

@@ -170,3 +170,22 @@ def test_what_cannot_be_compared() -> None:
     assert np.isnan(found.adversarial[:, [layer.kind for layer in found.layers].index("rectifier")]).all()
     with pytest.raises(ValueError, match="1 to 64"):
         activations(dead, random_images((1, 4, 5), 65, 1))
+
+
+def test_noise_without_an_answer_neither_changes_a_prediction_nor_keeps_it() -> None:
+    class Silent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            flat = images.flatten(1)
+            return self.linear(flat).masked_fill((flat[:, :1] != 0.2), torch.nan)
+
+    clean = np.full((4, 1, 2, 2), 51, np.uint8)
+    clean[0] = 100
+    found = activation_changes(Silent().eval(), clean, clean + np.uint8(40), np.arange(4), draws=8, seed=1)
+    assert np.isnan(found.noise_fools[0]).all()
+    moved = np.isnan(found.noise_fools[1:])
+    assert moved.any()
+    assert set(found.noise_fools[1:][~moved].tolist()) <= {0.0, 1.0}

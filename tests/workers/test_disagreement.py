@@ -117,3 +117,15 @@ def test_wrong_input_is_one_line() -> None:
     for wrong in ({"epochs": 0}, {"units": 0}, {"temperature": 1}):
         with pytest.raises(WrongInput, match=next(iter(wrong))):
             RBFDisagreement(**wrong)
+
+
+def test_an_image_without_an_answer_has_no_score() -> None:
+    class Silent(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            found = images.flatten(1)[:, :3]
+            return found.masked_fill(found[:, :1] > 0.5, torch.nan)
+
+    images = torch.zeros(2, 1, 2, 2)
+    images[1] = 1
+    score = DisagreementDetector(Silent(), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))).score(images)
+    assert score.isfinite().tolist() == [True, False]

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from workers.errors import WrongInput
+from workers.errors import Failed, WrongInput
 from workers.images import Dataset
 from workers.models.cnn import CNN
 from workers.models.loading import read_model
 from workers.sources import load_data
+from workers.training.checkpoints import save
 from workers.training.classifiers import Epoch, Recipe, _measure, train
 
 
@@ -112,3 +113,20 @@ def test_a_classifier_that_answers_nan_is_right_about_nothing() -> None:
     epoch = _measure(silent, load_data("digits", "test"), 1, 0.0)
     assert epoch.accuracy == 0
     assert not np.any(epoch.confusion)
+
+
+def test_a_training_that_diverges_is_refused_and_leaves_no_epoch(tmp_path: Path) -> None:
+    training, test = load_data("digits", "train"), load_data("digits", "test")
+    with pytest.raises(Failed, match="the training diverged in epoch 1: its loss is nan"):
+        list(train(training, test, Recipe(2, 64, 1e36, 1), tmp_path / "m", on_batch=lambda *_: None))
+    assert not list(tmp_path.glob("m/epoch-*")) + list(tmp_path.glob("m/model.json"))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """As the last step of an epoch may leave them, whose loss is that before it."""
+    silent = CNN(1, 8, 8, 10)
+    with torch.no_grad():
+        next(silent.parameters()).fill_(torch.inf)
+    with pytest.raises(Failed, match="diverged in epoch 1: its weights are not finite"):
+        save(tmp_path, {"epochs": [{"loss": 1.0}]}, silent, [])
+    assert not list(tmp_path.iterdir())

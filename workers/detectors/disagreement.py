@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from workers.detectors.detector import Detector, DetectorRecipe
 from workers.errors import WrongInput
+from workers.evaluation.scores import UNANSWERED, predicted
 from workers.training.classifiers import Recipe
 from workers.training.defense import Defense
 from workers.training.rbf import RBF
@@ -37,10 +38,12 @@ class DisagreementDetector(Detector):
 
     def score(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         with torch.no_grad():  # a class has no derivative
-            answered = self.classifier(images).argmax(dim=1, keepdim=True)
+            found = predicted(self.classifier(images))
+        answered = found.clamp(min=0)[:, None]
         logits: Tensor = self.second(images)
         others = logits.scatter(1, answered, -torch.inf)
-        return others.amax(dim=1) - logits.gather(1, answered)[:, 0]
+        lead = others.amax(dim=1) - logits.gather(1, answered)[:, 0]
+        return lead.masked_fill(found == UNANSWERED, torch.nan)
 
 
 class _DisagreementRecipe(DetectorRecipe):

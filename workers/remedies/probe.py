@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from workers.evaluation.calls import filled_call
 from workers.evaluation.dense import DenseEvaluator
 from workers.evaluation.own_answer import STRANGERS, asked_about, depends_on, same
-from workers.evaluation.scores import answered
+from workers.evaluation.scores import answered, predicted
 from workers.losses import cotangents, values
 from workers.models.foreign import writes_to_input
 from workers.remedies.asked import Asked, OnCall
@@ -180,7 +180,7 @@ def _repeats(model: nn.Module, images: np.ndarray, clean: Tensor) -> tuple[Remed
         return remedies, [drawn, Check(name, State.PASSED, "do not change an answer")]
     alone, reason = replace(remedies, alone=True), f"an image is answered differently {found}"
     try:
-        among, single = (_logits(Searched(model, each), clean).argmax(dim=1) for each in (remedies, alone))
+        among, single = (predicted(_logits(Searched(model, each), clean)) for each in (remedies, alone))
         held = not _depends_on(Searched(model, alone), images)
         held = held and bool((among == single).float().mean() >= AGREEMENT)
     except Exception:  # a model that cannot be asked about a single image may raise anything

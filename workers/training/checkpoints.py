@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from workers.errors import WrongInput
+from workers.errors import Failed, WrongInput
 from workers.files import require_place, write_whole
 from workers.models.loading import pack_weights
 
@@ -61,7 +62,15 @@ def same_training(folder: Path, card: dict[str, Any], epochs: int, parts: Sequen
 
 
 def save(folder: Path, card: dict[str, Any], model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-    """Writes the epoch that the card lists last; ``model.json`` is replaced last, so a kill leaves the one before."""
+    """Writes the epoch that the card lists last; ``model.json`` is replaced last, so a kill leaves the one before.
+
+    Raises:
+        Failed: when its loss or the weights are not finite; the folder keeps the epoch before.
+    """
+    done, loss = len(card["epochs"]), card["epochs"][-1]["loss"]
+    if not (math.isfinite(loss) and all(bool(value.isfinite().all()) for value in model.state_dict().values())):
+        what = "its weights are not finite" if math.isfinite(loss) else f"its loss is {loss}"
+        raise Failed(f"{folder}: the training diverged in epoch {done}: {what}; a lower learning rate may help")
     stem = f"epoch-{len(card['epochs']):03d}"
     write_whole(folder / f"{stem}.safetensors", pack_weights(model))
     write_whole(folder / f"{stem}.optimizer", safetensors.torch.save(_moments(model, optimizers)))

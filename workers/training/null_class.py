@@ -102,12 +102,14 @@ class NullClass(BallDefense):
         import numpy as np
         import torch
 
+        from workers.evaluation.scores import predicted
+
         # drawn: images are often sorted by class; the same ones at every start
         drawn = np.random.default_rng(0).permutation(len(training))[:COUNTED]
         images = torch.tensor(training.images[drawn]).float().div(255)
         labels = torch.tensor(training.labels[drawn])
         with torch.no_grad():
-            right = earlier(images).argmax(dim=1) == labels
+            right = predicted(earlier(images)) == labels
         if not right.any():
             raise WrongInput(f"--initial-epochs: the first classifier has none of {len(drawn)} training images right")
         images, labels = images[right], labels[right]
@@ -116,7 +118,7 @@ class NullClass(BallDefense):
             size = self.radius * number / (SIZES - 1)
             moved = _perturbed(earlier, images, labels, size)
             with torch.no_grad():
-                rates[number] = (earlier(moved).argmax(dim=1) != labels).float().mean()
+                rates[number] = (predicted(earlier(moved)) != labels).float().mean()
         return rates.cummax(dim=0).values
 
 
