@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -173,9 +174,12 @@ class Batch:
 
     def around(self, images: Tensor, rows: Tensor) -> "Around":
         """Few-pixel changes of images uint8 ``[m, C, H, W]``, each a query of its row (int64 ``[m]``)."""
-        shape = (images.shape[1], images.shape[2], images.shape[3])
-        evaluator = FewPixelEvaluator(self._evaluator, shape, threads=torch.get_num_threads())
-        return Around(self, Neighbourhood(evaluator, images), rows)
+        return Around(self, Neighbourhood(self._few_pixel, images), rows)
+
+    @cached_property
+    def _few_pixel(self) -> FewPixelEvaluator:
+        _, channels, height, width = self.images.shape
+        return FewPixelEvaluator(self._evaluator, (channels, height, width), threads=torch.get_num_threads())
 
     def vector_jacobian(
         self, images: Tensor, rows: Tensor, cotangents: Callable[[Tensor, Tensor], Sequence[Tensor]]

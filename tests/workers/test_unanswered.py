@@ -10,7 +10,7 @@ from torch import nn
 
 from analysis.replay import first_difference
 from tests.conftest import random_images
-from tests.workers.planted_cases import Planted, drawn, judged
+from tests.workers.planted_cases import WAYS, Hooked, Planted, drawn, hooked, judged
 from tests.workers.test_fgsm import predictions
 from workers.attacks import ATTACKS, OnePixelExact, attack_named
 from workers.attacks.attack import Attack
@@ -236,6 +236,38 @@ def test_a_chain_that_may_overflow_is_not_evaluated_in_parts() -> None:
     assert result.status[0] == Status.FAILED
     if bool(clean[0].isfinite().all()):
         assert result.error[0] == f"{silent} of {len(made)} changes were answered by numbers that are not finite"
+
+
+@pytest.mark.parametrize("share", [0, 200])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_certificate_is_of_the_model_and_not_of_its_layers(way: str, share: int) -> None:
+    shape, rng = (1, 6, 6), np.random.default_rng(12)
+    with hooked(shape, 3, rng, share, way) as model:
+        images = random_images(shape, 6, 13)
+        labels = np.nan_to_num(model.exact(images)).argmax(axis=1)
+        for name, parameters in SEARCHES[:3]:
+            rows, found = disagreements(ATTACKS[name](**parameters), model, images, labels, None)
+            assert rows == 6
+            assert not found, (name, parameters, found)
+        assert way == "unless traced" or read_chain(model, shape) is None
+
+
+def test_a_model_is_read_anew_at_each_search() -> None:
+    shape, rng = (1, 6, 6), np.random.default_rng(14)
+    model = Hooked(shape, 3, rng, 0, "").eval()
+    model.turned = 10**9
+    images = random_images(shape, 6, 15)
+    for step in range(3):
+        assert (read_chain(model, shape) is None) == (step == 2)
+        labels = model.exact(images).argmax(axis=1)
+        _, found = disagreements(OnePixelExact(), model, images, labels, None)
+        assert not found, (step, found)
+        if step == 0:  # other weights
+            model.second = np.roll(model.second, 1, axis=0)
+            model.outer.weight.copy_(torch.tensor(model.second.T, dtype=torch.float32))
+        else:  # the same, and a hook
+            model.turned = 5
+            model.register_forward_hook(lambda module, given, raw: module.planted(given[0], raw))
 
 
 @pytest.mark.parametrize("name", ["torchattacks:PGD", "foolbox:LinfPGD"])

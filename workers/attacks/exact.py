@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from workers.attacks.attack import Attack
+from workers.attacks.few_pixel import subsets
 from workers.errors import WrongInput
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ __all__ = ["OnePixelExact", "TwoPixelExact"]
 
 CHUNK = 1 << 18
 """Candidates judged at a time."""
+
+COMPARED = 64
+"""Random changes of each image that the whole model scores before any image is judged."""
 
 
 class _Exhaustive(Attack):
@@ -40,6 +44,10 @@ class _Exhaustive(Attack):
     def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Positions int64 ``[n, k]`` and levels uint8 ``[n, k, C]`` of all candidates, in chunks."""
 
+    @abstractmethod
+    def _values(self, channels: int) -> np.ndarray:
+        """What a pixel becomes, uint8 ``[L, C]``."""
+
     @property
     def shard_size(self) -> int:
         return 16
@@ -56,6 +64,7 @@ class _Exhaustive(Attack):
         batch.by_products["untried"] = torch.full((len(batch),), untried, device=device)
         batch.by_products["map"] = torch.zeros((len(batch), height * width), dtype=torch.int32, device=device)
         ties = torch.zeros_like(batch.by_products["successes"])
+        self._compare(batch)
         for row in batch.all_rows.tolist():
             around = batch.around(batch.images[row : row + 1], batch.all_rows[row : row + 1])
             best = (True, float("inf"))  # failures after successes: at a margin of zero there are both
@@ -76,6 +85,23 @@ class _Exhaustive(Attack):
         if bool(ties.any()):
             batch.by_products["ties"] = ties
         batch.certified = (batch.by_products["successes"] == 0) & (untried == 0)
+
+    def _compare(self, batch: "Batch") -> None:
+        """Has a sample of the space, drawn anew for each image, scored by the whole model too: no query of the search.
+
+        A certificate rests on failures that are not: they are scored in parts where that pays.
+        """
+        import torch
+
+        channels, height, width = batch.images.shape[1:]
+        device, values = batch.images.device, self._values(channels)
+        positions, levels = [], []
+        for stream in batch.draws(batch.all_rows):
+            positions.append(subsets(stream, COMPARED, self.pixels, height * width))
+            levels.append(values[stream.integers(0, len(values), (COMPARED, self.pixels))])
+        drawn = torch.from_numpy(np.concatenate(positions)), torch.from_numpy(np.concatenate(levels))
+        index = batch.all_rows.repeat_interleave(COMPARED)
+        batch.around(batch.images, batch.all_rows).neighbourhood.compare(index, *(part.to(device) for part in drawn))
 
     def _untried(self, shape: tuple[int, int, int]) -> int:
         """How many changes of the space that the attack decides are not candidates."""
@@ -100,7 +126,6 @@ class OnePixelExact(_Exhaustive):
         return 1
 
     def _values(self, channels: int) -> np.ndarray:
-        """What a pixel becomes, uint8 ``[L, C]``."""
         from workers.evaluation.few_pixel import all_levels
 
         return all_levels(channels, extremes=channels > 1 or self.levels == "extremes")
@@ -141,11 +166,14 @@ class TwoPixelExact(_Exhaustive):
             raise WrongInput("two-pixel-exact: an image has one pixel only")
         return self
 
-    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _values(self, channels: int) -> np.ndarray:
         from workers.evaluation.few_pixel import all_levels
 
+        return all_levels(channels, extremes=True)
+
+    def _space(self, shape: tuple[int, int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         channels, height, width = shape
-        one = all_levels(channels, extremes=True)
+        one = self._values(channels)
         both = np.stack([one.repeat(len(one), axis=0), np.tile(one, (len(one), 1))], axis=1)
         first, second = np.triu_indices(height * width, k=1)
         pairs = np.stack([first, second], axis=1)

@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as every_module
 
+from workers.models.foreign import OnCopies
 from workers.models.loading import Normalised
 
 __all__ = ["Chain", "Layer", "read_chain"]
@@ -71,17 +73,31 @@ class Chain:
             largest = max(largest, most) if most == most else most
         return largest
 
+    def same(self, other: "Chain") -> bool:
+        """Whether another chain has the same layers and normalisation, bit by bit."""
+        if len(self.layers) != len(other.layers):
+            return False
+        pairs = [(self.mean, other.mean), (self.std, other.std)]
+        for one, two in zip(self.layers, other.layers, strict=True):
+            if (one.stride, one.padding, one.dilation) != (two.stride, two.padding, two.dilation):
+                return False
+            pairs += [(one.weight, two.weight), (one.bias, two.bias)]
+        return all(one.equal(two) for one, two in pairs)
+
 
 def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
     """Reads a model in ``eval()`` mode as a chain for images of ``(C, H, W)``; None when it is none.
 
     The model is traced symbolically, so any way of writing a chain will do: ``nn.Sequential``, a ``forward``
     with `torch.relu`, dropout and identity between. What is read is compared with the model on an image. One in which
-    some image may overflow is none: on the way a ReLU can hide a NaN from what is computed of it in parts.
+    some image may overflow is none: on the way a ReLU can hide a NaN from what is computed of it in parts. Nor is one
+    that does more than its layers' classes say, which tracing does not see (`_does_more`).
     """
+    if _does_more(model):
+        return None
     mean, std = torch.zeros(shape[0]), torch.ones(shape[0])
     inner = model
-    if isinstance(model, Normalised):
+    if type(model) is Normalised:
         mean, std = (part.detach().reshape(-1).expand(shape[0]).cpu() for part in (model.mean, model.std))
         inner = model.model
     try:
@@ -99,6 +115,32 @@ def read_chain(model: nn.Module, shape: tuple[int, int, int]) -> Chain | None:
         said, read = model(probe.clone().to(device)).cpu(), chain.preactivations(probe)[-1].flatten(1)
     same = said.shape == read.shape and torch.allclose(said, read, rtol=1e-4, atol=1e-4)
     return chain if same else None
+
+
+_CALLS = ("__call__", "_wrapped_call_impl", "_call_impl")
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+_GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
+
+
+def _does_more(model: nn.Module) -> bool:
+    """Whether anything but the ``forward`` of the modules' classes acts when a model is called.
+
+    Hooks of one module or of all, functions of an instance that hide its class's (brittle's own `OnCopies` around the
+    ``forward`` of the class does not), a class with its own way of being called, a layer in training mode.
+    """
+    if any(getattr(every_module, hooks) for hooks in _GLOBAL_HOOKS):
+        return True
+    for each in model.modules():
+        kind = type(each)
+        if each.training or any(getattr(each, hooks) for hooks in _HOOKS):
+            return True
+        if any(getattr(kind, call) is not getattr(nn.Module, call) for call in _CALLS):
+            return True
+        for name, value in vars(each).items():
+            own = isinstance(value, OnCopies) and getattr(value.plain, "__func__", None) is kind.forward
+            if callable(value) and hasattr(kind, name) and not own:
+                return True
+    return False
 
 
 def _layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Layer, ...] | None:
@@ -132,13 +174,15 @@ def _layers(model: nn.Module, shape: tuple[int, int, int]) -> tuple[Layer, ...] 
 
 
 def _layer(module: Any, size: torch.Size, *, flat: bool) -> Layer | None:
-    if isinstance(module, nn.Conv2d) and not flat and module.groups == 1 and module.padding_mode == "zeros":
+    if any(type(each) not in (nn.Parameter, Tensor) for each in module.parameters(recurse=False)):
+        return None  # a tensor of another kind may multiply in its own way
+    if type(module) is nn.Conv2d and not flat and module.groups == 1 and module.padding_mode == "zeros":
         if isinstance(module.padding, str):
             return None
         weight = module.weight.detach().float().cpu()
         sizes = (module.stride, module.padding, module.dilation)
         return Layer(weight, _bias(module), *((int(a), int(b)) for a, b in sizes))
-    if isinstance(module, nn.Linear) and flat:
+    if type(module) is nn.Linear and flat:
         return Layer(module.weight.detach().float().cpu().reshape(-1, *size), _bias(module))
     return None
 
@@ -151,17 +195,17 @@ def _bias(module: nn.Conv2d | nn.Linear) -> Tensor:
 
 def _is_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
-        return isinstance(modules[str(node.target)], nn.ReLU)
+        return type(modules[str(node.target)]) is nn.ReLU
     return node.target in _RELUS or (node.op == "call_method" and node.target in ("relu", "relu_"))
 
 
 def _is_flatten(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_module":
         module = modules[str(node.target)]
-        return isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) == (1, -1)
+        return type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1)
     whole = node.args[1:] in ((1,), (1, -1)) and not node.kwargs
     return whole and (node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten"))
 
 
 def _is_nothing(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    return node.op == "call_module" and isinstance(modules[str(node.target)], nn.Identity | nn.Dropout | nn.Dropout2d)
+    return node.op == "call_module" and type(modules[str(node.target)]) in (nn.Identity, nn.Dropout, nn.Dropout2d)

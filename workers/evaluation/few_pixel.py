@@ -20,13 +20,14 @@ PUSH_COST = 1.5
 CHUNK = 1024
 """Candidates turned into whole images at a time, or a batch if that is more: it bounds the dense road's memory."""
 
-_EVALUATORS: "WeakKeyDictionary[nn.Module, dict[Any, IncrementalEvaluator | None]]" = WeakKeyDictionary()
+_EVALUATORS: "WeakKeyDictionary[nn.Module, dict[Any, IncrementalEvaluator]]" = WeakKeyDictionary()
 
 
 class FewPixelEvaluator:
     """Chooses, for a model and a number of pixels, between the incremental and the dense evaluator.
 
-    The choice compares operations counted, not times measured, so that it is the same everywhere.
+    The choice compares operations counted, not times measured, so that it is the same everywhere. The model is read
+    anew each time one is made: its weights may have changed, or it may be a chain no more.
 
     Args:
         dense: the dense evaluator of the model.
@@ -37,15 +38,18 @@ class FewPixelEvaluator:
     def __init__(self, dense: DenseEvaluator, shape: tuple[int, int, int], *, threads: int = 1) -> None:
         self.dense, self._shape = dense, shape
         known = _EVALUATORS.setdefault(dense.model, {})
-        if (shape, threads) not in known:
-            chain = read_chain(dense.model, shape) if dense.device.type == "cpu" else None
-            known[shape, threads] = IncrementalEvaluator(chain, shape, threads=threads) if chain else None
-        self._incremental = known[shape, threads]
+        chain = read_chain(dense.model, shape) if dense.device.type == "cpu" else None
+        made = known.get((shape, threads))
+        if chain is not None and (made is None or not made.chain.same(chain)):
+            made = known[shape, threads] = IncrementalEvaluator(chain, shape, threads=threads)
+        self._incremental = made if chain is not None else None
 
     def incremental(self, pixels: int) -> IncrementalEvaluator | None:
         """The incremental evaluator where it pays for candidates of k pixels, None where the dense one does."""
         evaluator = self._incremental
-        if evaluator is None or evaluator.operations(pixels) * PUSH_COST > evaluator.dense_operations:
+        if evaluator is None or evaluator.differs:
+            return None
+        if evaluator.operations(pixels) * PUSH_COST > evaluator.dense_operations:
             return None
         return evaluator
 
@@ -80,6 +84,19 @@ class Neighbourhood:
             self._state = incremental.clean_state(self.images, block=self._evaluator.dense.block)
         found = torch.from_numpy(incremental.logits(self._state, index.numpy(), position.numpy(), levels.numpy()))
         return found, slack(found)
+
+    def compare(self, index: Tensor, position: Tensor, levels: Tensor) -> None:
+        """Scores candidates (as of `logits`) both ways; where one differs by more than it may, all go densely from now.
+
+        What reads as a chain can still say other things than its layers do; a certificate rests on that it does not.
+        """
+        logits, tolerance = self.logits(index, position, levels)
+        if tolerance is None:
+            return
+        off = (logits - self.dense_logits(index, position, levels)).abs().amax(dim=1)
+        evaluator = self._evaluator.incremental(position.shape[1])
+        if evaluator is not None and not bool((off <= tolerance).all()):  # a NaN is off
+            evaluator.differs = True
 
     def dense_logits(self, index: Tensor, position: Tensor, levels: Tensor) -> Tensor:
         """The same logits from whole images through the whole model."""

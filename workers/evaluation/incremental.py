@@ -42,12 +42,13 @@ class IncrementalEvaluator:
 
     Attributes:
         multiply_adds: executed so far; of channels and sites that a ReLU keeps still, few or none.
+        differs: whether the whole model has once said otherwise (`few_pixel.Neighbourhood.compare`).
     """
 
     def __init__(self, chain: Chain, shape: tuple[int, int, int], *, threads: int = 1) -> None:
-        self._chain, self._shape, self._threads = chain, shape, threads
+        self.chain, self._shape, self._threads = chain, shape, threads
         self._network, self._classes = _flatten(chain, shape)
-        self.multiply_adds = 0
+        self.multiply_adds, self.differs = 0, False
         self._scratch: list[Scratch] = []
         self._operations: dict[int, float] = {}
         self._lock = threading.Lock()  # the scratch is shared, and the kernel runs without the GIL
@@ -57,10 +58,10 @@ class IncrementalEvaluator:
         if tuple(images.shape[1:]) != self._shape or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 [n, {self._shape}], got {images.dtype} {list(images.shape)}")
         floats = images.cpu().float().div(255)
-        parts: list[list[np.ndarray]] = [[] for _ in self._chain.layers]
+        parts: list[list[np.ndarray]] = [[] for _ in self.chain.layers]
         with torch.no_grad():
             for chunk in torch.split(floats, block):
-                for part, found in zip(parts, self._chain.preactivations(filled_call(chunk, block)), strict=True):
+                for part, found in zip(parts, self.chain.preactivations(filled_call(chunk, block)), strict=True):
                     sites = found[: len(chunk)].flatten(2).transpose(1, 2)
                     part.append(_pad(sites.numpy(), -1, LANES))
         layers = [np.concatenate(part).reshape(-1) for part in parts]
