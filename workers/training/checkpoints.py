@@ -67,7 +67,8 @@ def save(folder: Path, card: dict[str, Any], model: nn.Module, optimizers: Seque
     Raises:
         Failed: when its loss or the weights are not finite; the folder keeps the epoch before.
     """
-    done, loss = len(card["epochs"]), card["epochs"][-1]["loss"]
+    done = len(card["epochs"])
+    loss = card["epochs"][-1].get("loss", 0.0)  # a fit in one go has none
     if not (math.isfinite(loss) and all(bool(value.isfinite().all()) for value in model.state_dict().values())):
         what = "its weights are not finite" if math.isfinite(loss) else f"its loss is {loss}"
         raise Failed(f"{folder}: the training diverged in epoch {done}: {what}; a lower learning rate may help")
