@@ -45,7 +45,7 @@ def require_own_answers(subject: Subject) -> None:
 
     require_one_model(subject)
     with torch.no_grad():
-        found = depends_on(ask, len(asked) - len(STRANGERS), most=32)
+        found = depends_on(ask, len(asked) - len(STRANGERS))
     if found:
         raise WrongInput(
             f"the model answers the same images differently {found}; expected an answer that is each image's own"

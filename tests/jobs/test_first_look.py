@@ -145,6 +145,15 @@ def net():
 def batch_mean():
     return Net(lambda logits: logits - logits.mean(dim=0))
 
+def low_logit():
+    return Net(lambda logits: (logits - logits.mean(dim=0)).index_fill(1, torch.tensor([0]), -1e4))
+
+def random_low_logit():
+    return Net(lambda logits: torch.randn(logits.shape).index_fill(1, torch.tensor([0]), -1e9))
+
+def large_calls():
+    return Net(lambda logits: logits + (len(logits) >= 48))
+
 def draws():
     return Net(lambda logits: logits + torch.randn(logits.shape))
 
@@ -245,7 +254,16 @@ def test_the_same_whichever_number_of_images_is_attacked(inside: Path, capsys: p
     assert told[0] == told[1]
 
 
-@pytest.mark.parametrize(("name", "said"), [("batch_mean", "alone"), ("draws", "at a second call")])
+MISLED = {
+    "batch_mean": "alone",
+    "draws": "at a second call",
+    "low_logit": "alone",
+    "random_low_logit": "at a second call",
+    "large_calls": "among more images",
+}
+
+
+@pytest.mark.parametrize(("name", "said"), MISLED.items())
 @pytest.mark.parametrize("command", ["detect", "transfer"])
 def test_a_model_whose_answer_is_not_the_image_s_own_is_refused(
     name: str, said: str, command: str, inside: Path, capsys: pytest.CaptureFixture[str]

@@ -90,9 +90,31 @@ def copies(images: Tensor) -> Tensor:
     return energy(images) + (near.sum(dim=1) > 1)
 
 
+def logits(images: Tensor, classes: int = 4) -> Tensor:
+    """Of a linear network."""
+    found: Tensor = images.flatten(1) @ torch.linspace(-1, 1, 64 * classes).mul(99).sin().view(64, classes)
+    return found
+
+
+def drawn(images: Tensor, classes: int = 4) -> Tensor:
+    return logits(images, classes) + torch.randn(len(images), classes)
+
+
+def batch_centred(images: Tensor, classes: int = 4) -> Tensor:
+    found = logits(images, classes)
+    return found - found.mean(dim=0)
+
+
+def with_first(found: Tensor, first: float) -> Tensor:
+    """With a class of a constant logit."""
+    return torch.cat([torch.full((len(found), 1), first), found[:, 1:]], dim=1)
+
+
 def scored(score: Callable[[Tensor], Tensor]) -> Callable[[], Callable[[Tensor], Tensor]]:
     return lambda: score
 
+
+SCALES, ONE, LAST = torch.tensor([1.0, 1e3, 1e6, 1e9]), torch.eye(4)[0], torch.eye(4)[3]
 
 OTHERS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], str]] = {
     "z-score": (scored(zscore), "alone"),
@@ -113,8 +135,22 @@ OTHERS: dict[str, tuple[Callable[[], Callable[[Tensor], Tensor]], str]] = {
     "number of the call": (Counting, "at a second call"),
     "remembering": (Remembering, "at a second call"),
     "mean of the first call": (Cached, "when others are asked about first"),
+    "logits less their mean": (scored(batch_centred), "alone"),
+    "less their mean, a class at -1e4": (scored(lambda x: with_first(batch_centred(x), -1e4)), "alone"),
+    "less their mean, of two classes": (scored(lambda x: with_first(batch_centred(x, 2), -1e9)), "alone"),
+    "random, a class at -1e9": (scored(lambda x: with_first(drawn(x), -1e9)), "at a second call"),
+    "random, a class at 1e9": (scored(lambda x: with_first(drawn(x), 1e9)), "at a second call"),
+    "random, a class at -1e30": (scored(lambda x: with_first(drawn(x), -1e30)), "at a second call"),
+    "random, most classes at -1e9": (scored(lambda x: drawn(x).index_fill(1, torch.arange(3), -1e9)), "at a second"),
+    "random, a class at 0": (scored(lambda x: with_first(drawn(x), 0.0)), "at a second call"),
+    "random, a class at -inf": (scored(lambda x: with_first(drawn(x), -torch.inf)), "at a second call"),
+    "random, of two classes": (scored(lambda x: with_first(drawn(x, 2), -1e9)), "at a second call"),
+    "random, by far the least of two": (scored(lambda x: drawn(x, 2) * SCALES[::3]), "at a second call"),
+    "random, of every scale": (scored(lambda x: drawn(x) * SCALES), "at a second call"),
+    "one of every scale is random": (scored(lambda x: logits(x) * SCALES + ONE * torch.randn(len(x), 1)), "at a sec"),
+    "one of 1e9 more is random": (scored(lambda x: logits(x) + 1e9 * LAST + ONE * torch.randn(len(x), 1)), "at a sec"),
 }
-"""Scores that are not an image's own, and what shows it first, or how that begins."""
+"""Scores and logits that are not an image's own, and what shows it first, or how that begins."""
 
 OWN: dict[str, Callable[[Tensor], Tensor]] = {
     "energy": energy,
@@ -126,7 +162,26 @@ OWN: dict[str, Callable[[Tensor], Tensor]] = {
     "whole numbers": lambda x: x.mul(255).round().flatten(1).sum(dim=1),
     "not a number": lambda x: torch.full((len(x),), torch.nan),
     "a convolution": lambda x: functional_energy(x),
+    "logits": logits,
+    "logits, a class at -1e9": lambda x: with_first(logits(x), -1e9),
+    "logits, a class at 1e9": lambda x: with_first(logits(x), 1e9),
+    "logits, a class at 0": lambda x: with_first(logits(x), 0.0),
+    "logits, a class at -inf": lambda x: with_first(logits(x), -torch.inf),
+    "logits of every scale": lambda x: logits(x) * SCALES,
+    "logits of one class": lambda x: logits(x, 1),
+    "constant logits": lambda x: torch.ones(len(x), 4),
+    "sure log-probabilities": lambda x: sure(x, 4).log_softmax(dim=1),
+    "sure log-probabilities of two": lambda x: sure(x, 2).log_softmax(dim=1),
+    "sure probabilities of two": lambda x: sure(x, 2).softmax(dim=1),
+    "two that are opposite": lambda x: torch.stack([functional_energy(x), -functional_energy(x)], dim=1),
 }
+
+
+def sure(images: Tensor, classes: int) -> Tensor:
+    """Logits of a convolution that always name the first class, rounded otherwise at each place of a call."""
+    found = functional_energy(images)[:, None] * torch.linspace(0.01, 0.02, classes)
+    rounded = 1 + 3e-7 * torch.arange(len(images))[:, None] % 1e-6
+    return (found * rounded).index_add(1, torch.tensor([0]), torch.full((len(images), 1), 14.0))
 
 
 def functional_energy(images: Tensor) -> Tensor:
@@ -156,6 +211,29 @@ def test_an_answer_that_depends_on_more_than_its_image_is_found(name: str, count
 @pytest.mark.parametrize("name", OWN)
 def test_an_answer_of_its_own_is_left_alone(name: str, count: int) -> None:
     assert depends(lambda: OWN[name], count) == ""
+
+
+class Answering(nn.Module):
+    """Answers by a function."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.answer(images)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name.startswith(("random, ", "less "))])
+def test_a_look_sees_past_a_class_of_another_scale(name: str) -> None:
+    make, _ = OTHERS[name]
+    found = {check.name: check for check in probe(Answering(make()), random_images(SHAPE, 40, 0)).checks}
+    if name.endswith("-inf"):
+        assert found["finite answers"].state == State.FAILED
+    else:
+        drawn = found["randomised model"].state == State.PASSED
+        assert drawn == name.startswith("less ")
+        assert not drawn or found["other images of a call"].state in (State.REMEDIED, State.FAILED)
 
 
 def test_what_raises_for_strangers_or_one_image_is_asked_about_the_others() -> None:

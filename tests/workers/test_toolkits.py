@@ -15,7 +15,7 @@ import torch
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers.attacks import attack_named
-from workers.attacks.toolkits import TOOLKITS, toolkit_attack
+from workers.attacks.toolkits import TOOLKITS, _counted, toolkit_attack
 from workers.errors import WrongInput
 from workers.results import SearchResult
 
@@ -207,3 +207,24 @@ def test_a_toolkit_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(WrongInput, match="pip install --no-deps -r requirements-toolkits"):
         attack_named("torchattacks:NotAskedBefore")
+
+
+class Partly(torch.nn.Module):
+    """Logits √x + c of images of white pixels, black ones among them; an answer of NaN where a pixel is grey."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        values = images.flatten(1)
+        grey = ((values > 0.4) & (values < 0.6)).any(dim=1, keepdim=True)
+        return torch.stack([values.sqrt().sum(dim=1), values.sum(dim=1)], dim=1) * torch.where(grey, torch.nan, 1.0)
+
+
+def test_derivatives_count_of_images_that_have_an_answer() -> None:
+    images = torch.ones(4, 1, 2, 2)
+    images[1:3, 0, 0, 0] = 0.0
+    images[2:, 0, 1, 1] = 0.5
+    for rows, expected in [([0], 0), ([1], 1), ([2], 0), ([3], 0), ([0, 1, 2, 3], 1), ([2, 3], 0)]:
+        model, asked = _counted(Partly()), images[rows].requires_grad_(True)
+        (found,) = torch.autograd.grad(model(asked).sum(), asked)
+        assert bool(found.isfinite().all())
+        assert model.not_finite == expected
+        assert model.unanswered == sum(row > 1 for row in rows)

@@ -14,7 +14,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
@@ -390,10 +390,12 @@ def _counted(model: "nn.Module") -> Any:
         def forward(self, images: "Tensor") -> "Tensor":
             self.queries += len(images)
             images = images.clone()  # the model may write to it, and the hook sees what comes out of the model alone
+            known = torch.empty(len(images), dtype=torch.bool, device=images.device)
             if images.requires_grad:
-                images.register_hook(self.made_finite)  # type: ignore[no-untyped-call]
+                images.register_hook(partial(self.made_finite, known))  # type: ignore[no-untyped-call]
             logits = self.model(images).float()
-            self.unanswered += int((~answered(logits.detach())).sum())
+            known.copy_(answered(logits.detach()))
+            self.unanswered += int((~known).sum())
             if logits.requires_grad:
                 logits.register_hook(self.passed_back)
             return logits
@@ -401,8 +403,8 @@ def _counted(model: "nn.Module") -> Any:
         def passed_back(self, gradient: "Tensor") -> None:
             self.gradients += len(gradient)
 
-        def made_finite(self, gradient: "Tensor") -> "Tensor":
-            self.not_finite += int((~gradient.isfinite()).sum())
+        def made_finite(self, known: "Tensor", gradient: "Tensor") -> "Tensor":
+            self.not_finite += int((~gradient[known].isfinite()).sum())
             return gradient.nan_to_num(0, 0, 0)
 
     return Counted().eval()

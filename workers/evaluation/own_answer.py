@@ -15,11 +15,17 @@ ASKED = 16
 CALL = 16
 """Every call is filled up to a multiple of so many images by its own, as those of a search are."""
 
+MOST = 64
+"""The largest call that is asked, as large as a search makes on a processor."""
+
 SAME = 1e-3
-"""Answers that differ by less than this share of their spread are the same: convolutions round as they are batched."""
+"""Numbers that differ by less than this share of their spread are the same: convolutions round as they are batched."""
 
 ROUNDING = 32
 """So are those that differ by so many units in the last place of the largest."""
+
+FEW = 4
+"""Of fewer images the answers to the strangers count for the spread too."""
 
 FAINT = 8
 """Levels of the noise between an image and one that is nearly the same."""
@@ -32,11 +38,22 @@ Ask = Callable[[Tensor], Tensor]
 
 
 def same(one: Tensor, other: Tensor, among: Tensor | None = None) -> bool:
-    """Whether answers ``[n, …]`` are the same but for rounding; ``among`` are those whose spread counts."""
-    among = (one if among is None else among).nan_to_num(0, 0, 0)
+    """Whether answers ``[n, …]`` are the same but for rounding; ``among`` are those whose spread counts.
+
+    Each number of an answer goes by its own spread over the images, what is not finite left out: a logit that is
+    always −1e9, or one far larger than the others, allows these nothing. One that hardly moves may round as the
+    others do, of which that with the second least spread counts: log-probabilities near 0 come from larger ones.
+    """
+    among = one if among is None else among
     step = torch.finfo(among.dtype).eps if among.is_floating_point() else 0.0
-    within = SAME * among.float().std(correction=0) + ROUNDING * step * among.abs().max() + 1e-12
-    return bool((((one - other).abs() <= within) | (one == other) | (one.isnan() & other.isnan())).all())
+    numbers = among.reshape(len(among), -1).double()
+    numbers = numbers.masked_fill(~numbers.isfinite(), torch.nan)
+    spread = (numbers - numbers.nanmean(dim=0)).square().nanmean(dim=0).sqrt().nan_to_num(0)
+    least = spread[spread > 0].sort().values[:2]
+    rounding = numbers.nan_to_num(0).abs().amax(dim=0) + (least[-1] if len(least) else 0.0)
+    within = (SAME * spread + ROUNDING * step * rounding + 1e-12).reshape(among.shape[1:])
+    apart = (one.double() - other.double()).abs()
+    return bool(((apart <= within) | (one == other) | (one.isnan() & other.isnan())).all())
 
 
 def asked_about(images: np.ndarray) -> Tensor:
@@ -52,7 +69,7 @@ def asked_about(images: np.ndarray) -> Tensor:
     return torch.from_numpy(np.concatenate([own, np.stack(strangers).astype(np.uint8)]))
 
 
-def depends_on(ask: Ask, count: int, *, fresh: Ask | None = None, single: bool = True, most: int = 64) -> str:
+def depends_on(ask: Ask, count: int, *, fresh: Ask | None = None, single: bool = True) -> str:
     """What the answer to an image depends on beside the image.
 
     Args:
@@ -60,7 +77,6 @@ def depends_on(ask: Ask, count: int, *, fresh: Ask | None = None, single: bool =
         count: how many of the images are the set's own, those in front of the `STRANGERS`.
         fresh: the same by what was never asked before; None where that is not asked.
         single: whether a call of one image is asked too, which toolkits make and no search else.
-        most: the largest call that a search makes.
 
     Returns:
         A clause, ``in another order`` for example; empty where nothing changes an answer.
@@ -69,8 +85,11 @@ def depends_on(ask: Ask, count: int, *, fresh: Ask | None = None, single: bool =
         Exception: whatever is raised by what is asked, but for calls of one or of strangers, which it need not take.
     """
     own = torch.arange(count)
-    first = ask(_filled(own))[:count]
-    for clause, named in _calls(count, most):
+    first = among = ask(_filled(own))[:count]
+    if count < FEW:
+        with suppress(Exception):  # it need not take them
+            among = torch.cat([first, ask(_filled(torch.arange(count, count + len(STRANGERS))))[: len(STRANGERS)]])
+    for clause, named in _calls(count):
         rows = named if clause == "alone" else _filled(named)
         if clause == "alone" and not single:
             continue
@@ -81,9 +100,9 @@ def depends_on(ask: Ask, count: int, *, fresh: Ask | None = None, single: bool =
                 continue
             raise
         known = rows < count
-        if not same(answers[known], first[rows[known]], first):
+        if not same(answers[known], first[rows[known]], among):
             return clause
-    if fresh is not None and not same(first_asked(fresh, count), first, first):
+    if fresh is not None and not same(first_asked(fresh, count), first, among):
         return "when others are asked about first"
     return ""
 
@@ -95,7 +114,7 @@ def first_asked(ask: Ask, count: int) -> Tensor:
     return ask(_filled(torch.arange(count)))[:count]
 
 
-def _calls(count: int, most: int) -> Iterator[tuple[str, Tensor]]:
+def _calls(count: int) -> Iterator[tuple[str, Tensor]]:
     own = torch.arange(count)
     yield "at a second call", own
     yield "in another order", own.flip(0)
@@ -106,7 +125,7 @@ def _calls(count: int, most: int) -> Iterator[tuple[str, Tensor]]:
     for number, name in enumerate(STRANGERS):
         yield f"among {name}", torch.cat([own[:1], torch.full((CALL - 1,), count + number)])
     everything = torch.cat([own.flip(0), torch.arange(count, count + len(STRANGERS)), own])
-    yield "among more images", everything.repeat(-(-most // len(everything)))[:most]
+    yield "among more images", everything.repeat(-(-MOST // len(everything)))[:MOST]
     yield "after other images", own
 
 
