@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import workers
-from cluster.session import Session
+from cluster.session import Session, wait
 from workers.actor import SharedModel
 from workers.errors import Failed, WrongInput, in_one_line
 
@@ -118,7 +118,7 @@ class SearchPool:
         begun = said = time.monotonic()
         first = None
         while pings:
-            ready, _ = ray.wait(list(pings), num_returns=len(pings), timeout=0.5)
+            ready, _ = wait(list(pings), len(pings), 0.5)
             now = time.monotonic()
             for reference in ready:
                 actor = pings.pop(reference)
@@ -186,7 +186,7 @@ class SearchPool:
         fitting: list[int] = []
         problem = ""
         while asked and not fitting:
-            ready, asked = ray.wait(asked, num_returns=len(asked), timeout=SETTLE_SECONDS)
+            ready, asked = wait(asked, len(asked), SETTLE_SECONDS)
             for reference in ready:
                 try:
                     fitting.append(ray.get(reference))
@@ -198,13 +198,15 @@ class SearchPool:
 
     def stop(self) -> None:
         """Ends the actors, whatever they are doing, and sees them end."""
-        import ray
 
+        if self.session.own and self.session.own.death():  # nobody would answer
+            self.actors.clear()
+            return
         last = [actor.device.remote() for actor in self.actors]  # answered, or refused, once they are gone
         for actor in list(self.actors):
             self.drop(actor)
         if last:
-            ray.wait(last, num_returns=len(last), timeout=SETTLE_SECONDS)
+            wait(last, len(last), SETTLE_SECONDS)
 
     def _create(self, count: int) -> list[Any]:
         names = range(self._made, self._made + count)

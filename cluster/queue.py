@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.pool import SearchPool
+from cluster.session import wait
 from workers.actor import Introduction, Shard, ShardSummary, SharedModel, WorkerBroken
 from workers.attacks.attack import Attack
 from workers.errors import Failed, StorageError, WrongInput, in_one_line
@@ -148,7 +149,6 @@ class Queue:
         self._versions = versions(*self._packages)
 
     def __iter__(self) -> Iterator[Done | Narrowed | Lost | None]:
-        import ray
 
         for actor in self._pool.actors:
             self._bench(actor)
@@ -168,9 +168,9 @@ class Queue:
                 time.sleep(TICK)
                 yield None
                 continue
-            ready, _ = ray.wait(references, num_returns=1, timeout=TICK)
+            ready, _ = wait(references, 1, TICK)
             if ready:  # all that have ended: with many actors, one call of Ray answers for several shards
-                ready, _ = ray.wait(references, num_returns=len(references), timeout=0)
+                ready, _ = wait(references, len(references), 0)
             else:
                 yield None
             for reference in ready:
@@ -217,6 +217,7 @@ class Queue:
         try:
             summary = ray.get(reference)
         except ray.exceptions.RayActorError:  # the process is gone; whether with its node is seen later
+            self._pool.session.require_alive()
             reason = "its worker's process died (it crashed, was killed, or the machine ran out of memory)"
         except ray.exceptions.RayTaskError as error:
             cause, node = error.cause, None
@@ -237,6 +238,7 @@ class Queue:
             self._unwritten = 0
             yield Done(work, summary)
             return
+        self._pool.session.keep_logs()
         if overdue:
             reason, node = f"it took longer than {self._timeout:g} s (--shard-timeout)", None
         if self._misses[actor] >= TRIES and len(self._pool.actors) > 1:
@@ -320,6 +322,8 @@ class Queue:
         try:
             introduction: Introduction = ray.get(reference)
         except ray.exceptions.RayError as error:
+            self._pool.session.require_alive()
+            self._pool.session.keep_logs()
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             reason = f"a worker could not make itself ready: {_last_line(cause)}"
             self._stillborn += 1

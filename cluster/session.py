@@ -8,15 +8,17 @@ import signal
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import workers
-from workers.errors import WrongInput, in_one_line
+from cluster.own_ray import OwnRay
+from workers.errors import Failed, Interrupted, WrongInput, in_one_line
 
-__all__ = ["Session", "of_its_own", "open_session", "require_lasting", "stage_code"]
+__all__ = ["Session", "of_its_own", "open_session", "require_lasting", "stage_code", "wait"]
 
 CONNECT_SECONDS = 10.0
 
@@ -32,11 +34,43 @@ class Session:
         local: whether this process started it, for itself alone.
         cpus: logical processors of the whole cluster now.
         gpus: its GPUs.
+        own: the Ray that this process started, None where it joined one.
     """
 
     local: bool
     cpus: float
     gpus: float
+    own: OwnRay | None = None
+
+    def require_alive(self) -> None:
+        """Raises `Failed` when a part of its own Ray has died; of a cluster's death Ray itself tells."""
+        if self.own:
+            self.own.require_alive()
+
+    def keep_logs(self) -> None:
+        """Something failed: the logs of its own Ray stay."""
+        if self.own:
+            self.own.keep_logs()
+
+
+def wait(references: Sequence[Any], count: int, seconds: float) -> tuple[list[Any], list[Any]]:
+    """`ray.wait`: the references that are ready, and those that are not.
+
+    What a signal's handler raises meanwhile Ray wraps into an error of Python's own machinery.
+
+    Args:
+        references: of calls.
+        count: how many to wait for.
+        seconds: how long at most.
+    """
+    import ray
+
+    try:
+        return ray.wait(references, num_returns=count, timeout=seconds)
+    except SystemError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt | Failed):
+            raise error.__cause__ from None
+        raise
 
 
 def of_its_own(address: str | None) -> Session | None:
@@ -65,6 +99,7 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
         say: called with a line about what the user should mend, and before the seconds that a Ray takes to start.
 
     Raises:
+        Failed: when Ray has died, in whatever the context was doing.
         WrongInput: when no cluster answers at the address, or it refuses this process: another token, another
             version of Ray or Python, no node on this machine.
     """
@@ -82,16 +117,37 @@ def open_session(address: str | None = None, say: Callable[[str], None] = lambda
     quiet = {"logging_level": "ERROR", "log_to_driver": False}
     if address == "local":
         say("starting Ray")
-        ray.init(address="local", num_cpus=joblib.cpu_count(), include_dashboard=False, **quiet)
+        # Ray's processes inherit it: a terminal that is closed tells all of them, and they are ended from here.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            ray.init(address="local", num_cpus=joblib.cpu_count(), include_dashboard=False, **quiet)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     else:
         _join(address, quiet)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+    own = OwnRay() if address == "local" else None
     try:
-        resources = ray.cluster_resources()
-        yield Session(address == "local", resources.get("CPU", 0), resources.get("GPU", 0))
+        with own.watched() if own else nullcontext():
+            resources = ray.cluster_resources()
+            yield Session(address == "local", resources.get("CPU", 0), resources.get("GPU", 0), own)
+    except (WrongInput, Interrupted):
+        raise
+    except ray.exceptions.RayError as error:
+        if own:
+            own.require_alive()
+            own.keep_logs()
+        raise Failed(f"Ray failed: {in_one_line(error)[:300]}: run the same command again to go on") from error
+    except Exception:
+        if own:
+            own.keep_logs()
+        raise
     finally:
-        ray.shutdown()
+        if own:
+            own.end(ray.shutdown)
+        else:
+            ray.shutdown()
         if own_token:  # nobody else's
             del os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"]
 

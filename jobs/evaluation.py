@@ -14,7 +14,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.store import RunFolder
-from jobs.exits import Interrupted
 from jobs.frozen import FrozenFolder
 from jobs.launch import Images, Selection, WorkerHost, launch, shard_of_few, short
 from jobs.progress import say
@@ -25,7 +24,7 @@ from jobs.surrogates import quick_surrogate
 from jobs.threat import Role, Stage
 from workers.actor import ShardSummary
 from workers.budgets import Number
-from workers.errors import WrongInput, in_one_line
+from workers.errors import Interrupted, WrongInput, in_one_line
 from workers.files import write_whole
 from workers.places import Place
 from workers.remedies.checks import Check, Probe, State

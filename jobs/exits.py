@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from workers.errors import first_problem, in_one_line
 
-__all__ = ["DEFENSE_PARAMETERS", "PARAMETERS", "Exit", "Interrupted", "one_line"]
+__all__ = ["DEFENSE_PARAMETERS", "PARAMETERS", "Exit", "one_line"]
 
 PARAMETERS = "Attack"
 """The group of flags that are an attack's own; an unknown flag is answered with them."""
@@ -23,10 +23,6 @@ class Exit(IntEnum):
     FAILED = 1
     WRONG_INPUT = 2
     INTERRUPTED = 130
-
-
-class Interrupted(Exception):
-    """The user or the scheduler asked to stop; what is done is kept, and the message says how to go on."""
 
 
 def one_line(error: BaseException) -> str:

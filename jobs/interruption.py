@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs.exits import Interrupted
-from workers.errors import StorageError
+from workers.errors import Interrupted, StorageError
 from workers.places import Place
 
 __all__ = ["interruptible", "keeping"]

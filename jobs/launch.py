@@ -19,14 +19,13 @@ from cluster.pool import Resources, SearchPool, require_room
 from cluster.queue import Done, Lost, Narrowed
 from cluster.session import of_its_own, open_session, require_lasting
 from cluster.store import Plan, RunFolder
-from jobs.exits import Interrupted
 from jobs.frozen import require_same
 from jobs.progress import progress, say
 from jobs.subject import Subject, numbers
 from workers.actor import Outcome, ShardSummary, SharedModel
 from workers.attacks.attack import Attack
 from workers.budgets import Number, in_levels
-from workers.errors import StorageError, WrongInput
+from workers.errors import Interrupted, StorageError, WrongInput
 from workers.places import Place
 from workers.remedies.checks import UNPROBED, Probe
 from workers.results import SCHEMA_VERSION

@@ -16,10 +16,10 @@ from cyclopts import App, CycloptsError
 from pydantic import ValidationError
 
 from jobs.contained import contained
-from jobs.exits import Exit, Interrupted, one_line
+from jobs.exits import Exit, one_line
 from jobs.interruption import interruptible
 from jobs.progress import say
-from workers.errors import Failed, StorageError, WrongInput
+from workers.errors import Failed, Interrupted, StorageError, WrongInput
 
 __all__ = ["COMMANDS", "main"]
 

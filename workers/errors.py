@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-__all__ = ["Failed", "StorageError", "WrongInput", "first_problem", "in_one_line"]
+__all__ = ["Failed", "Interrupted", "StorageError", "WrongInput", "first_problem", "in_one_line"]
 
 
 class WrongInput(ValueError):
@@ -17,6 +17,10 @@ class Failed(RuntimeError):
 
     The command line prints the message and ends with exit code 1.
     """
+
+
+class Interrupted(Exception):
+    """The user or the scheduler asked to stop; what is done is kept, and the message says how to go on."""
 
 
 class StorageError(OSError):
