@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import random_images, random_model
 from tests.workers.test_fgsm import predictions
 from workers import compiled
-from workers.attacks import DifferentialEvolution, de, de_kernel
+from workers.attacks import CMAES, DifferentialEvolution, de, de_kernel
 from workers.attacks.de import adopt, crossover, donors, first_population, phenotype, repair, trials
 from workers.draws import philox, three_others, unit
 from workers.errors import WrongInput
@@ -362,3 +362,12 @@ def test_refuses_more_pixels_than_there_are() -> None:
     images = random_images(shape, 1, 25)
     with pytest.raises(WrongInput, match="--pixels"):
         DifferentialEvolution(pixels=9 * 12 + 1)(model, images, predictions(model, images))
+
+
+def test_a_population_that_no_memory_holds_is_refused_before_the_search() -> None:
+    largest = de.LARGEST // 3  # a grey pixel has three genes
+    DifferentialEvolution(population=largest).check((1, 28, 28), 10)
+    with pytest.raises(WrongInput, match=f"--population: .* {largest} .*, got {largest + 1}"):
+        DifferentialEvolution(population=largest + 1).check((1, 28, 28), 10)
+    with pytest.raises(WrongInput, match="--population: must be at most 10000"):
+        CMAES(population=100_000_000).check((1, 28, 28), 10)

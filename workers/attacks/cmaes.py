@@ -1,13 +1,14 @@
 """Few-pixel search by CMA-ES, as the `cmaes` library does it."""
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from pydantic import Field
 
-from workers.attacks.de import phenotype
+from workers.attacks.de import LARGEST, phenotype
 from workers.attacks.few_pixel import FewPixelAttack, Incumbents
 from workers.budgets import Number
+from workers.errors import WrongInput
 
 if TYPE_CHECKING:
     from workers.search import Batch
@@ -39,6 +40,15 @@ class CMAES(FewPixelAttack):
     @property
     def shard_size(self) -> int:
         return max(1, min(256, 1_000_000 // self.max_queries))
+
+    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
+        most = min(self.max_queries, LARGEST // (self.pixels * (2 + shape[0])))
+        if self.population is not None and self.population > most:
+            raise WrongInput(
+                f"--population: must be at most {most}, for the queries (--max-queries) and the memory of an image, "
+                f"got {self.population}"
+            )
+        return super().check(shape, classes)
 
     def _search(self, batch: "Batch") -> None:
         import torch

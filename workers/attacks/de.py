@@ -1,12 +1,13 @@
 """Few-pixel search by differential evolution, many images and all their individuals in one tensor."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field
 
 from workers.attacks.few_pixel import FewPixelAttack
 from workers.budgets import Number
+from workers.errors import WrongInput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,6 +21,9 @@ CHUNK = 1 << 14
 
 STATE = 1 << 26
 """Genes of all populations held at a time: 256 MB. More images than that wait for those before them."""
+
+LARGEST = 1 << 26
+"""Most genes of one image's population: 256 MB."""
 
 IMAGES = 1024
 """Most images searched at a time: their clean activations are held as well."""
@@ -64,6 +68,12 @@ class DifferentialEvolution(FewPixelAttack):
     @property
     def shard_size(self) -> int:
         return max(1, min(256, 200_000 // (self.population * (self.generations + 1))))
+
+    def check(self, shape: tuple[int, int, int], classes: int) -> Self:
+        most = LARGEST // (self.pixels * (2 + shape[0]))
+        if self.population > most:
+            raise WrongInput(f"--population: memory is for at most {most} such individuals, got {self.population}")
+        return super().check(shape, classes)
 
     def _search(self, batch: "Batch") -> None:
         genes = self.pixels * (2 + batch.images.shape[1])
