@@ -14,8 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import save_file
 
 from jobs.main import main
+from workers.models.cnn import CNN
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -125,7 +127,7 @@ def test_what_a_budget_comes_to_is_said_beside_what_was_typed(
     assert main(attack(mnist_folder, out, *flags, "--epsilon", "0.031,0.00392156,8/255")) == 0
     said = capfd.readouterr()
     lost = "L∞ ε = 0.031 is 7.905 levels of 255, images have whole ones: 7/255 is searched"
-    assert said.err.index(lost) < said.err.index(" on cpu")
+    assert said.err.index(lost) < said.err.index("fgsm: ")
     assert said.err.count("is searched") == 1
     assert " at 1/255, " in said.err  # each rate of the progress has its budget
     assert " at 0.031 (7/255), " in said.err
@@ -280,8 +282,10 @@ def test_verify_names_the_row_that_differs(
     assert main(["verify", str(small_run)]) == 0
 
 
-def test_verify_refuses_another_model(small_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["verify", str(small_run), "--model", "workers.models.cnn:CNN"]) == 2
+def test_verify_refuses_another_model(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(CNN().state_dict(), tmp_path / "other.safetensors")
+    other = ["--model", "workers.models.cnn:CNN", "--weights", str(tmp_path / "other.safetensors")]
+    assert main(["verify", str(small_run), *other]) == 2
     assert "is not the one of this run" in capsys.readouterr().err
 
 

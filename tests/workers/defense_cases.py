@@ -24,7 +24,7 @@ QUICK = {
 
 
 def quick(name: str) -> Defense:
-    return defense_named(name, **QUICK.get(name, {}))
+    return defense_named(name, **QUICK.get(name, {})).for_images((1, 8, 8))
 
 
 def run(

@@ -87,7 +87,9 @@ def test_only_what_the_search_from_a_random_start_finds_is_learned(
 def test_without_a_ball_it_is_plain_training(kind: type[AdversarialTraining]) -> None:
     """At the first step of the warm-up ε is 0, and gradients are those of the cross-entropy."""
     model, images, labels = trained()
-    loss = kind(warmup=2.0).objective(None, load_data("digits", "train"))(model, images, labels, stream(), 0.0)
+    loss = kind(epsilon=0.3, warmup=2.0).objective(None, load_data("digits", "train"))(
+        model, images, labels, stream(), 0.0
+    )
     plain = cross_entropy(model(images), labels)
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     parameters = list(model.parameters())
@@ -149,7 +151,9 @@ def test_the_model_is_left_in_training_mode_and_its_statistics_see_the_images_on
     assert isinstance(model, ColourNet)
     norm = model.body[1]
     assert isinstance(norm, nn.BatchNorm2d)
-    TRADES(steps=5, warmup=0).objective(None, load_data("digits", "train"))(model, images, labels, stream(), 0.0)
+    TRADES(epsilon=0.3, steps=5, warmup=0).objective(None, load_data("digits", "train"))(
+        model, images, labels, stream(), 0.0
+    )
     assert int(norm.num_batches_tracked) == 2
     assert model.training
 
