@@ -76,6 +76,7 @@ def noise_in_place(base: nn.Module, images: Tensor) -> Tensor:
 DEFENDED: dict[str, tuple[Answer, set[str]]] = {
     "plain": (lambda base, x: base(x), set()),
     "logits of another scale": (lambda base, x: base(x) * 1e-5, {"scale of logits"}),
+    "logits that are hardly numbers": (lambda base, x: base(x) * 1e-35, {"scale of logits"}),
     "softmax": (lambda base, x: base(x).softmax(dim=1), {"softmax as logits"}),
     "saturated softmax": (
         lambda base, x: (1000 * base(x)).softmax(dim=1),
@@ -147,6 +148,8 @@ def test_a_probe_names_what_is_hidden_and_shows_it(base: nn.Module, mnist: Datas
 
 def test_what_no_remedy_lifts_is_said_to_fail(base: nn.Module, mnist: Dataset) -> None:
     images = mnist.images[:32]
+    tiny = probe(Defended(base, lambda model, x: model(x) * 1e-43).eval(), images)
+    assert {check.name: check.state for check in tiny.checks}["scale of logits"] == State.FAILED
     batch = probe(Defended(base, lambda model, x: model(x) - model(x).mean(dim=0)).eval(), images)
     assert [check.name for check in batch.checks if check.state == State.FAILED] == ["other images of a call"]
 

@@ -48,6 +48,8 @@ LEADS = (2e-4, 1000.0)
 log 1000, are over a four-hundredth of the lead; above, the exponentials of most classes underflow."""
 SEARCHED_LEADS = (0.1, 1000.0)
 """Within which logits are searched as they are; below, a cross-entropy hardly tells one other class from the next."""
+LARGEST_EXPONENT = 126
+"""Of the power of two that logits are multiplied by: float32 holds no larger ones."""
 FAR = 64
 """Levels of the noise under which logits found inside a model must still name its class."""
 
@@ -143,7 +145,7 @@ def probe(
                 break
     asked.expect(0)
     if best.gap and not SEARCHED_LEADS[0] <= best.gap <= SEARCHED_LEADS[1]:
-        chosen = replace(chosen, scale=2.0 ** round(math.log2(10 / max(best.gap, 1e-30))))
+        chosen = replace(chosen, scale=2.0 ** min(round(math.log2(10 / best.gap)), LARGEST_EXPONENT))
     found = [*silent, *repeated, *_outputs(given, best, chosen)]
     if gradients:
         found += _gradients(given, best, chosen)
@@ -316,6 +318,8 @@ def _scale(lead: float, scale: float) -> Check:
     said = f"the highest leads by {lead:.3g} on the median image"
     if not lead:
         return Check(name, State.NOT_RUN, "the highest two are the same on the median image")
+    if not LEADS[0] <= lead * scale <= LEADS[1]:
+        return Check(name, State.FAILED, f"{said}, {times} hardly more")
     if not LEADS[0] <= lead <= LEADS[1]:
         return Check(name, State.REMEDIED, said, times)
     return Check(name, State.PASSED, said + f", searched as {times}" * (scale != 1))
