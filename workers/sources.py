@@ -203,7 +203,7 @@ def _call(command: list[str], folder: str) -> None:
 def _from_openml(name: str) -> Files:
     from sklearn.datasets import fetch_openml
 
-    images, labels = fetch_openml(name, version=1, return_X_y=True, as_frame=False, parser="liac-arff", n_retries=0)
+    images, labels = fetch_openml(name, version=1, return_X_y=True, as_frame=False, parser="liac-arff", n_retries=1)
     images, labels = images.astype(np.uint8).reshape(-1, 28, 28), labels.astype(np.uint8)
     parts = {TRAIN_IMAGES: images[:60000], TRAIN_LABELS: labels[:60000]}
     parts |= {TEST_IMAGES: images[60000:], TEST_LABELS: labels[60000:]}

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,6 +122,9 @@ def test_a_search_ends_on_the_workers_that_remain_and_uses_those_that_come(
     for line in process.stderr:
         if "workers on" in line or "worker on" in line:
             break
+    while not (tmp_path / "run" / "run.json").exists():  # one worker looks at the model before the search begins
+        assert process.poll() is None
+        time.sleep(0.1)
     cluster.kill_node(0)  # for good
     (tmp_path / "together").mkdir()  # so that the worker that remains is not done before others come
     cluster.add()
