@@ -181,6 +181,7 @@ def test_a_terminal_that_is_closed_ends_a_command_in_order(tmp_path: Path) -> No
     script += f"\nopen({str(done)!r}, 'w').write(str(int(code)))\n"
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a command interrupted in this process has left it ignored
         os.execv(sys.executable, [sys.executable, "-c", script, str(tmp_path)])
     assert b"at work" in os.read(terminal, 100)
     os.close(terminal)
