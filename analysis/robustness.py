@@ -276,7 +276,6 @@ def judge(at_most: Rate, at_least: Rate, require: float | None) -> Judgement:
         at_most: the share of images neither misclassified nor broken.
         at_least: the share certified.
         require: lowest acceptable robust accuracy in [0, 1]; None when nothing was asked.
-
     """
     if at_most.interval is None or at_least.interval is None:
         unknown = Verdict.NONE_ASKED if require is None else Verdict.UNDECIDED
